@@ -1,0 +1,56 @@
+# What is installed goes to .venv (the newest Airflow) and .venvs/<version> (the others); nothing else is touched.
+# `make PYTHON=/path/to/python3.12 …` chooses the Python.
+
+# The supported Airflows are those with a constraints file.
+VERSIONS := $(shell ls constraints | sed -n 's/^airflow-\(.*\)\.txt$$/\1/p' | sort -V)
+NEWEST := $(lastword $(VERSIONS))
+OTHERS := $(filter-out $(NEWEST),$(VERSIONS))
+
+# Airflow starts three to five times faster with its byte code on disk.
+unexport PYTHONDONTWRITEBYTECODE
+# Python's own: with the two set, one environment would load another one's packages.
+unexport PYTHONPATH PYTHONHOME
+
+BIN := .venv/bin
+INSTALL_INPUTS := pyproject.toml dev/make_venv.sh
+export PYTHON
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo airflow test test-all test-others lint clean $(addprefix test-,$(OTHERS))
+
+help: ## List the commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+
+demo: .venv/installed ## Make songs with a real Airflow and the sandbox (with WHISUL_API_KEY set: for real, which costs)
+	@$(BIN)/python -m dev.demo
+
+airflow: .venv/installed ## Keep Airflow and the sandbox up, to look at in the browser
+	@$(BIN)/python -m dev.airflow_up
+
+test: lint ## Run the whole suite on the newest Airflow, with coverage
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+test-all: test test-others ## Run the suite on every supported Airflow
+
+test-others: $(addprefix test-,$(OTHERS))
+
+$(addprefix test-,$(OTHERS)): test-%: .venvs/%/installed
+	.venvs/$*/bin/python -m pytest
+
+lint: .venv/installed ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## Remove what was installed and cached
+	rm -rf .venv .venvs .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/installed: constraints/airflow-$(NEWEST).txt $(INSTALL_INPUTS)
+	@dev/make_venv.sh $(NEWEST) .venv
+	@touch $@
+
+.venvs/%/installed: constraints/airflow-%.txt $(INSTALL_INPUTS)
+	@dev/make_venv.sh $* .venvs/$*
+	@touch $@

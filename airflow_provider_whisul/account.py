@@ -1,0 +1,152 @@
+"""What an Airflow connection of type ``whisul`` says: where the API is, and the key for it."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit, urlunsplit
+
+from airflow_provider_whisul.api import DEFAULT_BASE_URL
+from airflow_provider_whisul.exceptions import WhisulConfigurationError
+
+DEFAULT_REQUEST_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True)
+class WhisulAccount:
+    """
+    Where the API is, the key for it, and how to talk to it.
+
+    :param base_url: The API's base URL, without a slash at its end.
+    :param api_key: The key. It stands in no repr.
+    :param timeout: Seconds that one request may take.
+    :param verify: Whether the server's certificate is verified, or the file of the CA to verify it with.
+    """
+
+    base_url: str
+    api_key: str = field(repr=False)
+    timeout: float = DEFAULT_REQUEST_TIMEOUT
+    verify: bool | str = True
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the API is on this machine, as the sandbox is. No proxy is used for it then."""
+        return _is_loopback(urlsplit(self.base_url).hostname or "")
+
+    @classmethod
+    def from_connection(
+        cls,
+        conn_id: str,
+        *,
+        host: str | None,
+        schema: str | None,
+        port: int | None,
+        password: str | None,
+        extra: Mapping[str, object],
+    ) -> WhisulAccount:
+        """
+        Read the fields of an Airflow connection.
+
+        :param conn_id: Its id, for the messages.
+        :param host: Blank for the public API; a full URL; or a host that ``schema`` and ``port`` complete.
+        :param schema: ``https`` (also where blank) or ``http``, for a host that is not a full URL.
+        :param port: The port, for a host that is not a full URL.
+        :param password: The API key.
+        :param extra: ``timeout`` in seconds and ``verify``, true, false or the path of a CA file.
+        :raises WhisulConfigurationError: One of them cannot be used; the message says which and why.
+        """
+        try:
+            return cls(
+                base_url=_base_url(host, schema, port),
+                api_key=_api_key(password),
+                timeout=_timeout(extra.get("timeout")),
+                verify=_verify(extra.get("verify")),
+            )
+        except ValueError as error:
+            raise WhisulConfigurationError(f"Airflow connection {conn_id!r} cannot be used: {error}") from None
+
+
+# No message repeats what a field holds: a key pasted into the wrong one would stand in the log.
+
+
+def _api_key(password: str | None) -> str:
+    if not password:
+        raise ValueError("it has no API key. Put the key of your Whisul dashboard into the connection's password.")
+    if not all("!" <= character <= "~" for character in password):
+        raise ValueError(
+            "its API key (the password) holds a space, a line break or another character that no key has. Copy the key "
+            "again, without anything around it."
+        )
+    return password
+
+
+def _base_url(host: str | None, schema: str | None, port: int | None) -> str:
+    host = (host or "").strip()
+    if not host:
+        return DEFAULT_BASE_URL
+    if "://" in host:
+        url = host
+    else:
+        authority, _, path = host.partition("/")
+        if authority.count(":") > 1 and not authority.startswith("["):
+            authority = f"[{authority}]"
+        url = f"{schema or 'https'}://{authority}{f':{port}' if port else ''}/{path}"
+    try:
+        parts = urlsplit(url)
+        hostname, _ = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError("its host and port make no URL.") from None
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("its host holds a user name or a password. The key belongs into the connection's password.")
+    if parts.scheme not in ("http", "https"):
+        raise ValueError("its schema must be https, or http to this machine itself.")
+    # Where a backslash ends a host, one reader of URLs does not agree with the next.
+    odd = any(character.isspace() or not character.isprintable() or character == "\\" for character in url)
+    if not hostname or parts.query or parts.fragment or odd:
+        raise ValueError(f"its host must be a host name or a plain URL such as {DEFAULT_BASE_URL}.")
+    if parts.scheme == "http" and not _is_loopback(hostname):
+        raise ValueError(
+            "its URL is plain http to another machine, and the API key could be read on the way. "
+            "Use https; plain http is accepted only to this machine itself (the sandbox)."
+        )
+    path = parts.path.rstrip("/") or urlsplit(DEFAULT_BASE_URL).path
+    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+
+def _is_loopback(hostname: str) -> bool:
+    if hostname == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(hostname).is_loopback
+    except ValueError:
+        return False
+
+
+def _timeout(value: object) -> float:
+    if value is None or value == "":
+        return DEFAULT_REQUEST_TIMEOUT
+    try:
+        seconds = math.nan if isinstance(value, bool) or not isinstance(value, int | float | str) else float(value)
+    except (ValueError, OverflowError):
+        seconds = math.nan
+    if not (0 < seconds < math.inf):
+        raise ValueError("its extra 'timeout' must be a positive number of seconds.")
+    return seconds
+
+
+def _verify(value: object) -> bool | str:
+    if value is None or value == "":
+        return True
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        if value.strip().lower() in ("true", "false"):
+            return value.strip().lower() == "true"
+        with suppress(ValueError):  # a NUL in it
+            if os.path.exists(value):
+                return value
+    raise ValueError("its extra 'verify' must be true, false or the path of a CA file that exists on this machine.")

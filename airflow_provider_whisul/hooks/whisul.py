@@ -1,0 +1,513 @@
+"""
+The two clients of the Whisul API: on requests for workers, on aiohttp for the triggerer.
+
+They only send and receive. What a request looks like and what an answer means is in :mod:`airflow_provider_whisul.api`,
+how long to wait in :mod:`airflow_provider_whisul.pace`, when to look at a job again in
+:mod:`airflow_provider_whisul.watch`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
+
+import aiohttp
+import requests
+import tenacity
+import urllib3.exceptions
+from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
+from airflow.providers.common.compat.sdk import BaseHook
+from requests.auth import AuthBase
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
+
+from airflow_provider_whisul import __version__
+from airflow_provider_whisul.account import WhisulAccount
+from airflow_provider_whisul.api import (
+    MAX_BODY_BYTES,
+    NO_SUCH_JOB_ID,
+    Answer,
+    Request,
+    WhisulJob,
+    generate_request,
+    job_request,
+    may_send_again,
+    quote,
+    read_job,
+    read_submission,
+)
+from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
+from airflow_provider_whisul.exceptions import (
+    WhisulConnectionError,
+    WhisulError,
+    WhisulJobNotFoundError,
+    WhisulTLSError,
+)
+from airflow_provider_whisul.get_provider_info import CONN_FIELDS, UI_FIELD_BEHAVIOUR
+from airflow_provider_whisul.pace import (
+    DEFAULT_POLL_INTERVAL,
+    DEFAULT_TIMEOUT,
+    MAX_ATTEMPTS,
+    MAX_WORKER_WAIT,
+    check_poll_interval,
+    check_timeout,
+    retry_wait,
+)
+from airflow_provider_whisul.watch import JobWatch
+
+if TYPE_CHECKING:
+    from wtforms import Field
+
+T = TypeVar("T")
+
+DEFAULT_CONN_ID = "whisul_default"
+
+_HEADERS = {"Accept": "application/json", "User-Agent": f"airflow-provider-whisul/{__version__}"}
+
+
+class WhisulHook(BaseHook):
+    """
+    Talks to Whisul from a worker, on requests.
+
+    Every request is retried as the API's documentation asks, with each wait in the log: after a 429 along the ladder
+    of 5, 10, 20, 40, 60 s or ``Retry-After`` where longer, a look at a job also after 10 to 30 s when the answer was a
+    5xx or the connection broke. A submission is never sent again when it may have arrived.
+
+    :param whisul_conn_id: The Airflow connection that holds the API key.
+    :param clock: The time, and how to wait; for tests.
+    """
+
+    conn_name_attr = "whisul_conn_id"
+    default_conn_name = DEFAULT_CONN_ID
+    conn_type = "whisul"
+    hook_name = "Whisul"
+
+    def __init__(self, whisul_conn_id: str = DEFAULT_CONN_ID, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        super().__init__()
+        self.whisul_conn_id = whisul_conn_id
+        self.clock = clock
+
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Field]:
+        """Return the connection form's own fields, for an Airflow whose UI asks the hook (before 3.2)."""
+        from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
+        from wtforms import StringField
+
+        return {
+            name: StringField(field["label"], description=field["description"], widget=BS3TextFieldWidget())
+            for name, field in CONN_FIELDS.items()
+        }
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, object]:
+        """Return how the connection form names and hides its fields, for an Airflow whose UI asks the hook."""
+        return {key.replace("-", "_"): value for key, value in UI_FIELD_BEHAVIOUR.items()}
+
+    @cached_property
+    def account(self) -> WhisulAccount:
+        """
+        What the Airflow connection says, looked up at first use.
+
+        :raises WhisulConfigurationError: It cannot be used.
+        """
+        connection = self.get_connection(self.whisul_conn_id)
+        return WhisulAccount.from_connection(
+            self.whisul_conn_id,
+            host=connection.host,
+            schema=connection.schema,
+            port=connection.port,
+            password=connection.password,
+            extra=connection.extra_dejson,
+        )
+
+    def generate(self, prompt: str) -> str:
+        """
+        Submit a prompt. This costs credits (page api-reference/compose).
+
+        It is sent again only after a 429, or where it certainly never left this machine. Where the answer was lost
+        the job may exist and may have been paid for, and the API has no way to find out.
+
+        :param prompt: What the song should be, in plain language.
+        :return: The id of the job.
+        :raises WhisulInvalidInputError: The prompt is empty or no string, or Whisul refused it (400).
+        :raises WhisulUnauthorizedError: The key is not accepted.
+        :raises WhisulRateLimitError: Still too many requests after six attempts.
+        :raises WhisulServerError: A 5xx. The job may exist.
+        :raises WhisulConnectionError: No answer. The job may exist where its ``request_sent`` is true.
+        :raises WhisulResponseError: An answer that is not the documented one. The job may exist.
+        """
+        request = generate_request(prompt)
+
+        def submit() -> str:
+            answer = self._send(request)
+            if answer.status == 400:
+                said = quote(answer.text())
+                self.log.error("Whisul's answer to the refused request: %s", said)
+            return read_submission(answer)
+
+        return self._with_retries(request, submit)
+
+    def get_job(self, job_id: str, *, retry: bool = True) -> WhisulJob:
+        """
+        Look at a job (pages api-reference/get-job and api-reference/job-status).
+
+        :param job_id: Its id, as :meth:`generate` returned it.
+        :param retry: Whether to live through what is transient, waiting in this process.
+        :return: The job as it stands.
+        :raises WhisulInvalidInputError: That cannot be a job's id; nothing was sent.
+        :raises WhisulJobNotFoundError: There is no such job, or no longer.
+        :raises WhisulUnauthorizedError: The key is not accepted.
+        :raises WhisulRateLimitError: Too many requests, still so after six attempts.
+        :raises WhisulServerError: A 5xx, likewise.
+        :raises WhisulConnectionError: No answer, likewise.
+        :raises WhisulResponseError: An answer that is not the documented one, likewise.
+        """
+        request = job_request(job_id)
+
+        def look() -> WhisulJob:
+            return read_job(self._send(request), job_id)
+
+        return self._with_retries(request, look) if retry else look()
+
+    def wait_for_job(
+        self, job_id: str, poll_interval: float = DEFAULT_POLL_INTERVAL, timeout: float = DEFAULT_TIMEOUT
+    ) -> WhisulJob:
+        """
+        Wait until a job is completed, looking at it from this process.
+
+        :param job_id: Its id.
+        :param poll_interval: Seconds between two looks, at least 5.
+        :param timeout: Seconds to wait at the most.
+        :return: The completed job.
+        :raises ValueError: The interval is under 5 s, or the timeout no positive number.
+        :raises WhisulJobFailedError: The job failed.
+        :raises WhisulJobTimeoutError: It was not over in time. It may still be running.
+        :raises WhisulError: As :meth:`get_job`; what is transient only after many failures in a row.
+        """
+        poll_interval = check_poll_interval(poll_interval, "poll_interval")
+        watch = JobWatch(job_id, poll_interval, deadline=self.clock.time() + check_timeout(timeout))
+        while True:
+            seen: WhisulJob | WhisulError
+            try:
+                seen = job = self.get_job(job_id, retry=False)
+            except WhisulError as error:
+                seen = error
+            wait = watch.after(seen, self.clock.time(), self.clock.random())
+            if wait is None:
+                return job
+            self.clock.sleep(wait)
+
+    def test_connection(self) -> tuple[bool, str]:
+        """
+        Ask Whisul whether it takes the key, by looking for a job that cannot exist. Costs nothing.
+
+        :return: Whether it does, and a sentence for the user.
+        """
+        try:
+            self.get_job(NO_SUCH_JOB_ID, retry=False)
+        except WhisulJobNotFoundError:
+            return True, "Whisul accepts the API key."
+        except WhisulError as error:
+            return False, str(error)
+        return False, f"Whisul knows a job that cannot exist at {self.account.base_url}; is this its API?"
+
+    @cached_property
+    def _session(self) -> requests.Session:
+        session = requests.Session()
+        session.headers.update(_HEADERS)
+        session.auth = _BearerAuth(self.account.api_key)
+        # A proxy named by the environment is for the way out; it must not get the key of the sandbox's plain http.
+        session.trust_env = not self.account.is_loopback
+        return session
+
+    def _with_retries(self, request: Request, attempt: Callable[[], T]) -> T:
+        def wait(state: tenacity.RetryCallState) -> float:
+            return retry_wait(_error_of(state), state.attempt_number, self.clock.random())
+
+        def log_wait(state: tenacity.RetryCallState) -> None:
+            self.log.warning(
+                "%s Sending the request again in %.0f s (attempt %d of %d failed).",
+                _error_of(state),
+                state.upcoming_sleep,
+                state.attempt_number,
+                MAX_ATTEMPTS,
+            )
+
+        return tenacity.Retrying(
+            retry=tenacity.retry_if_exception(
+                lambda error: isinstance(error, WhisulError) and may_send_again(request, error)
+            ),
+            stop=lambda state: state.attempt_number >= MAX_ATTEMPTS or state.upcoming_sleep > MAX_WORKER_WAIT,
+            wait=wait,
+            before_sleep=log_wait,
+            sleep=self.clock.sleep,
+            reraise=True,
+        )(attempt)
+
+    def _send(self, request: Request) -> Answer:
+        account = self.account
+        give_up_at = time.monotonic() + account.timeout
+        try:
+            with self._session.request(
+                request.method,
+                account.base_url + request.path,
+                json=request.json,
+                timeout=account.timeout,
+                verify=account.verify,
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                body, complete = _read_body(response, give_up_at)
+                return Answer.received(
+                    status=response.status_code,
+                    headers=response.headers,
+                    body=body,
+                    complete=complete,
+                    now=self.clock.time(),
+                    api_key=account.api_key,
+                )
+        except (requests.RequestException, OSError) as error:
+            raise _no_answer(request, account, error) from error
+
+
+class WhisulAsyncHook(BaseHook):
+    """
+    Looks at jobs from the triggerer, on aiohttp, without ever blocking its event loop.
+
+    All hooks of one account share one session per event loop, with its connections and its TLS context; the last one
+    to leave closes it. Enter the hook (``async with``) to hold the session from one look to the next.
+
+    :param whisul_conn_id: The Airflow connection that holds the API key.
+    :param clock: The time; for tests.
+    """
+
+    def __init__(self, whisul_conn_id: str = DEFAULT_CONN_ID, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        super().__init__()
+        self.whisul_conn_id = whisul_conn_id
+        self.clock = clock
+        self._account: WhisulAccount | None = None
+        self._held = AsyncExitStack()
+
+    async def __aenter__(self) -> WhisulAsyncHook:
+        await self._held.enter_async_context(_shared_session(await self.account()))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._held.aclose()
+
+    async def account(self) -> WhisulAccount:
+        """
+        Return what the Airflow connection says, looked up at first use.
+
+        :raises WhisulConfigurationError: It cannot be used.
+        """
+        if self._account is None:
+            connection = await get_async_connection(self.whisul_conn_id)
+            self._account = WhisulAccount.from_connection(
+                self.whisul_conn_id,
+                host=connection.host,
+                schema=connection.schema,
+                port=connection.port,
+                password=connection.password,
+                extra=await get_async_extra_dejson(connection),
+            )
+        return self._account
+
+    async def get_job(self, job_id: str) -> WhisulJob:
+        """
+        Look at a job once (pages api-reference/get-job and api-reference/job-status).
+
+        :param job_id: Its id.
+        :return: The job as it stands.
+        :raises WhisulError: As :meth:`WhisulHook.get_job`, at the first failure already.
+        """
+        request = job_request(job_id)
+        account = await self.account()
+        async with _shared_session(account) as shared:
+            return read_job(await self._send(shared, account, request), job_id)
+
+    async def _send(self, shared: _SharedSession, account: WhisulAccount, request: Request) -> Answer:
+        try:
+            async with shared.session.request(
+                request.method,
+                account.base_url + request.path,
+                json=request.json,
+                proxy=shared.proxy,
+                allow_redirects=False,
+            ) as response:
+                body, complete = await _read_body_async(response)
+                return Answer.received(
+                    status=response.status,
+                    headers=response.headers,
+                    body=body,
+                    complete=complete,
+                    now=self.clock.time(),
+                    api_key=account.api_key,
+                )
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _no_answer(request, account, error) from error
+
+
+@dataclass
+class _SharedSession:
+    session: aiohttp.ClientSession
+    proxy: str | None
+    users: int = 0
+
+
+_SHARED_SESSIONS: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[WhisulAccount, _SharedSession]] = (
+    WeakKeyDictionary()
+)
+
+
+@asynccontextmanager
+async def _shared_session(account: WhisulAccount) -> AsyncIterator[_SharedSession]:
+    """Lend the event loop's one session for an account; the last borrower closes it."""
+    sessions = _SHARED_SESSIONS.setdefault(asyncio.get_running_loop(), {})
+    if account not in sessions:
+        # Reading CA files takes tens of milliseconds, which no other trigger should have to wait out.
+        tls, proxy = await asyncio.to_thread(lambda: (_tls_context(account), _proxy(account)))
+        if account not in sessions:
+            sessions[account] = _SharedSession(_new_session(account, tls), proxy)
+    shared = sessions[account]
+    shared.users += 1
+    try:
+        yield shared
+    finally:
+        shared.users -= 1
+        if not shared.users:
+            del sessions[account]
+            await shared.session.close()
+
+
+def _new_session(account: WhisulAccount, tls: ssl.SSLContext | bool) -> aiohttp.ClientSession:
+    session = aiohttp.ClientSession(
+        headers={**_HEADERS, "Authorization": f"Bearer {account.api_key}"},
+        timeout=aiohttp.ClientTimeout(total=account.timeout),
+        # Longer than the usual poll interval, so that a single job's polls share a connection too.
+        connector=aiohttp.TCPConnector(ssl=tls, keepalive_timeout=60),
+        cookie_jar=aiohttp.DummyCookieJar(),
+    )
+    # aiohttp sends a GET whose connection broke again at once, without asking: two looks at a job in one moment.
+    session._retry_connection = False
+    return session
+
+
+def _tls_context(account: WhisulAccount) -> ssl.SSLContext | bool:
+    """Return what requests would verify the server with: the connection's CA, the environment's, or certifi's."""
+    if account.verify is False:
+        return False
+    if account.base_url.startswith("http://"):
+        return True
+    ca = account.verify if isinstance(account.verify, str) else None
+    ca = ca or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or DEFAULT_CA_BUNDLE_PATH
+    return ssl.create_default_context(capath=ca) if os.path.isdir(ca) else ssl.create_default_context(cafile=ca)
+
+
+def _proxy(account: WhisulAccount) -> str | None:
+    """
+    Return the proxy that the environment names, as requests finds it.
+
+    aiohttp's own ``trust_env`` would also read ``.netrc``, for each request, and fail where it finds an entry.
+    """
+    url = urlsplit(account.base_url)
+    if account.is_loopback or urllib.request.proxy_bypass(url.netloc):
+        return None
+    proxies = urllib.request.getproxies()
+    return proxies.get(url.scheme) or proxies.get("all")
+
+
+class _BearerAuth(AuthBase):
+    """Puts the key into the header. As requests' ``auth`` it also keeps ``.netrc`` from replacing it."""
+
+    def __init__(self, api_key: str) -> None:
+        self._api_key = api_key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._api_key}"
+        return request
+
+
+def _error_of(state: tenacity.RetryCallState) -> WhisulError:
+    error = state.outcome.exception() if state.outcome else None
+    if not isinstance(error, WhisulError):
+        raise TypeError(f"Only a WhisulError is retried, not {error!r}.")
+    return error
+
+
+def _read_body(response: requests.Response, give_up_at: float) -> tuple[bytes, bool]:
+    """Return what comes of a body, and whether that is all: bounded in size, and in time as a whole."""
+    body = bytearray()
+    try:
+        while chunk := response.raw.read1(1 << 16, decode_content=True):
+            body += chunk
+            if len(body) > MAX_BODY_BYTES or time.monotonic() > give_up_at:
+                return bytes(body[:MAX_BODY_BYTES]), False
+    except (urllib3.exceptions.HTTPError, OSError):
+        return bytes(body), False
+    return bytes(body), True
+
+
+async def _read_body_async(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
+    body = bytearray()
+    try:
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                return bytes(body[:MAX_BODY_BYTES]), False
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return bytes(body), False
+    return bytes(body), True
+
+
+#: What can only happen while a connection is being made, before a request goes out on it.
+_NEVER_SENT = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ConnectionTimeoutError,
+    urllib3.exceptions.ConnectTimeoutError,
+    urllib3.exceptions.NewConnectionError,
+    urllib3.exceptions.ProxyError,
+)
+
+
+def _no_answer(request: Request, account: WhisulAccount, error: Exception) -> WhisulConnectionError:
+    """Return the error for a request that got no answer."""
+    causes = list(_causes(error))
+    job_id = request.path.rpartition("/")[2] if request.method == "GET" else None
+    what = f"{request.method} {account.base_url}{request.path}"
+    reason = next((quote(str(cause)) for cause in reversed(causes) if str(cause)), type(causes[-1]).__name__)
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+        return WhisulTLSError(
+            f"The certificate of {account.base_url} could not be verified ({reason}), so nothing was sent. Behind a "
+            "proxy with a CA of its own, name the CA file in the connection's extra 'verify'.",
+            job_id=job_id,
+            request_sent=False,
+        )
+    sent = not any(isinstance(cause, _NEVER_SENT) for cause in causes)
+    if not sent:
+        outcome = "The request was not sent."
+    elif request.method == "POST":
+        outcome = "The request may have arrived."
+    else:
+        outcome = "The job is not affected."
+    return WhisulConnectionError(f"No answer to {what}: {reason}. {outcome}", job_id=job_id, request_sent=sent)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what led to it, the innermost last."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__

@@ -1,0 +1,121 @@
+"""Prompt directives: ``[sandbox:NAME]`` or ``[sandbox:NAME=VALUE]`` in a prompt decides what becomes of it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from airflow_provider_whisul.sandbox.options import GET_FAULTS, POST_FAULTS
+
+_DIRECTIVE = re.compile(r"\[sandbox:([^\]=]*)(?:=([^\]]*))?\]")
+DIRECTIVES = ("fail", "expired", "seconds", "status", "forever", "bare-track", "duration", "hostile")
+"""The directives that are no faults; every fault is one too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A fault that hits ``count`` requests in a row; ``delay`` in seconds is for the slow ones (None: the default)."""
+
+    fault: str
+    count: int = 1
+    delay: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Directives:
+    """What a prompt asks of the sandbox.
+
+    :param fail: how many of the first jobs of this prompt fail; infinite for all.
+    :param expired: the job is 404 as soon as it is over.
+    :param seconds: how long the job takes in seconds; None to draw it.
+    :param status: the status of the job while it runs.
+    :param forever: the job never ends.
+    :param bare_track: the result has null and missing fields.
+    :param duration: what the result says as ``duration``; None for the song's own length.
+    :param hostile: title and tags hold HTML and script.
+    :param faults: what hits the requests, in the order of the prompt.
+    """
+
+    fail: float = 0
+    expired: bool = False
+    seconds: float | None = None
+    status: str = "running"
+    forever: bool = False
+    bare_track: bool = False
+    duration: str | int | None = None
+    hostile: bool = False
+    faults: tuple[Hit, ...] = ()
+
+    def fault_at(self, names: Iterable[str], index: int) -> Hit | None:
+        """Return what hits the request number ``index`` (from 0) among the faults called ``names``, if anything."""
+        for hit in self.faults:
+            if hit.fault in names:
+                if index < hit.count:
+                    return hit
+                index -= hit.count
+        return None
+
+
+def parse(prompt: str) -> Directives:
+    """Read the directives of a prompt.
+
+    :param prompt: the prompt as sent.
+    :raises ValueError: a directive is unknown or its value cannot be read. A typo must not pass for a good song.
+    """
+    found: dict[str, str | None] = {}
+    faults: list[Hit] = []
+    for match in _DIRECTIVE.finditer(prompt):
+        name, value = match[1], match[2]
+        if name in GET_FAULTS or name in POST_FAULTS:
+            faults.append(_hit(name, value))
+        elif name in DIRECTIVES:
+            found[name] = value
+        else:
+            known = ", ".join((*DIRECTIVES, *GET_FAULTS, *POST_FAULTS))
+            raise ValueError(f"Unknown sandbox directive {name!r}; known: {known}.")
+    for name in ("expired", "forever", "bare-track", "hostile"):
+        if found.get(name) is not None:
+            raise ValueError(f"The sandbox directive {name!r} takes no value.")
+    for name in ("seconds", "status", "duration"):
+        if name in found and found[name] is None:
+            raise ValueError(f"The sandbox directive {name!r} needs a value: [sandbox:{name}=VALUE].")
+    fail = found.get("fail", "0")
+    seconds = found.get("seconds")
+    duration = found.get("duration")
+    return Directives(
+        fail=math.inf if fail is None else _count("fail", fail),
+        expired="expired" in found,
+        seconds=None if seconds is None else _seconds("seconds", seconds),
+        status=found.get("status") or "running",
+        forever="forever" in found,
+        bare_track="bare-track" in found,
+        duration=int(duration) if duration and duration.isascii() and duration.isdigit() else duration,
+        hostile="hostile" in found,
+        faults=tuple(faults),
+    )
+
+
+def _hit(name: str, value: str | None) -> Hit:
+    if value is None:
+        return Hit(name)
+    if name.endswith("-slow"):
+        return Hit(name, delay=_seconds(name, value))
+    return Hit(name, _count(name, value))
+
+
+def _count(name: str, value: str) -> int:
+    if not (value.isascii() and value.isdigit()):
+        raise ValueError(f"The sandbox directive {name!r} takes a whole number, not {value!r}.")
+    return int(value)
+
+
+def _seconds(name: str, value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"The sandbox directive {name!r} takes a number of seconds, not {value!r}.")
+    return seconds

@@ -1,0 +1,46 @@
+"""`make airflow`: Airflow with the example DAGs, and the sandbox, until Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+
+from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions
+from dev.demo import EXAMPLE_DAGS, JOB_SECONDS, run, say
+from dev.local_airflow import LocalAirflow, free_port, is_free
+
+UI_PORT = 8080
+
+
+def main() -> int:
+    """Serve until interrupted."""
+    if os.environ.get("WHISUL_API_KEY"):
+        say("WHISUL_API_KEY is set, but not used here: everything goes to the sandbox.")
+    port = UI_PORT
+    if not is_free(port):
+        port = free_port()
+        say(f"Port {UI_PORT} is taken; the UI gets port {port}.")
+    options = SandboxOptions(api_key=secrets.token_hex(16), job_seconds=JOB_SECONDS)
+    with Sandbox(options) as sandbox:
+        say("Starting Airflow on SQLite (scheduler, triggerer, API server) …")
+        env = {"AIRFLOW_CONN_WHISUL_DEFAULT": sandbox.connection}
+        with LocalAirflow(EXAMPLE_DAGS, env=env, port=port) as airflow:
+            airflow.wait_for_dags("whisul_nightly_songs", "whisul_one_song", "whisul_retry_failed_song")
+            airflow.unpause("whisul_nightly_songs")
+            airflow.trigger("whisul_one_song")
+            airflow.trigger("whisul_retry_failed_song")
+            say(
+                f"\nAirflow {airflow.airflow_version}: {airflow.ui_url}   (no login)\n"
+                f"The sandbox:    {sandbox.base_url}\n\n"
+                "The three example DAGs are running; start more runs in the UI. The songs are the XComs of the tasks\n"
+                "named `song`. Ctrl-C stops everything and forgets it."
+            )
+            while True:
+                airflow.check()
+                time.sleep(1)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

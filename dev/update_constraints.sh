@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Remakes constraints/airflow-*.txt: the exact versions that each supported Airflow is tested with.
+# usage: dev/update_constraints.sh [AIRFLOW_VERSION ...]     (default: those in constraints/)
+# Only a maintainer needs this, and the network; it resolves with uv, which it installs into a temporary environment.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# Airflow's own ranges let in releases that break the older ones; these pins keep them working.
+extra_pins() {
+    case $1 in
+        3.2.2) echo "cadwyn==7.0.0 fastapi==0.136.3 pydantic==2.12.5" ;;
+        3.1.8) echo "pydantic==2.12.5" ;;
+        3.0.6) echo "pyjwt==2.10.1 cadwyn==5.4.6 fastapi==0.117.1 starlette==0.48.0 pydantic==2.12.5" ;;
+    esac
+}
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+"${PYTHON:-python3}" -m venv "$work/venv"
+"$work/venv/bin/pip" install --quiet uv
+
+# The files there say which Airflows are supported; a new one is added by naming it.
+[ $# -gt 0 ] || set -- $(ls constraints | sed -n 's/^airflow-\(.*\)\.txt$/\1/p')
+for version in "$@"; do
+    # What pip builds with: hatchling and editables the checkout, the other two python-nvd3, which Airflow 2 needs.
+    printf '%s\n' "apache-airflow==$version" hatchling editables setuptools wheel $(extra_pins "$version") > "$work/requirements.in"
+    "$work/venv/bin/uv" pip compile --quiet --python-version 3.11 --extra dev --no-header --no-annotate \
+        --no-emit-index-url --no-emit-find-links --no-strip-extras "$work/requirements.in" pyproject.toml |
+        sed -E 's/\[[^]]*\]//' | grep -E '^[A-Za-z0-9._-]+==[^ ;]+$' | LC_ALL=C sort -u > "$work/constraints.txt"
+    mv "$work/constraints.txt" "constraints/airflow-$version.txt"
+    echo "constraints/airflow-$version.txt: $(wc -l < "constraints/airflow-$version.txt") packages"
+done

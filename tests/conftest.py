@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# Airflow reads its home when it is first imported, and the suite must not touch the user's own.
+_home = tempfile.TemporaryDirectory(prefix="airflow-home-")
+os.environ["AIRFLOW_HOME"] = _home.name
+os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
+
+from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions  # noqa: E402
+from tests.support import FakeClock  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _no_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keep the machine's own proxies, CAs and .netrc out of the tests."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "requests_ca_bundle", "curl_ca_bundle"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def start_sandbox(monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> Iterator[Callable[..., Sandbox]]:
+    """Start a sandbox on the test's clock, and make ``whisul_default`` lead to it."""
+    started: list[Sandbox] = []
+
+    def start(**options: object) -> Sandbox:
+        options = {"api_key": "secret-sandbox-key", "job_seconds": (60.0, 60.0), **options}
+        sandbox = Sandbox(SandboxOptions(**options), clock=clock.time)
+        started.append(sandbox.__enter__())
+        monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", sandbox.connection)
+        return sandbox
+
+    yield start
+    for sandbox in started:
+        sandbox.__exit__(None, None, None)
+
+
+@pytest.fixture
+def sandbox(start_sandbox: Callable[..., Sandbox]) -> Sandbox:
+    """A sandbox whose jobs take a minute."""
+    return start_sandbox()
+
+
+class _Keep(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def task_log(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[str]]]:
+    """
+    Return the lines that went into a task's log.
+
+    Airflow 3 writes what operators and hooks log straight to the output, and Airflow 2's loggers do not propagate to
+    where ``caplog`` listens.
+    """
+    keep = _Keep()
+    loggers = [logging.getLogger(name) for name in ("airflow.task", "airflow_provider_whisul")]
+    for logger in loggers:
+        logger.addHandler(keep)
+
+    def lines() -> list[str]:
+        printed = capsys.readouterr().out.splitlines()
+        return keep.lines + [line for line in printed if not any(kept in line for kept in keep.lines)]
+
+    yield lines
+    for logger in loggers:
+        logger.removeHandler(keep)

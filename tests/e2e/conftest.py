@@ -1,0 +1,44 @@
+"""One real Airflow and one sandbox for the whole session; the three example DAGs run in it side by side."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions
+from dev.local_airflow import LocalAirflow
+
+EXAMPLE_DAGS = Path(__file__).resolve().parents[2] / "example_dags"
+NIGHTLY, ONE_SONG, RETRY = "whisul_nightly_songs", "whisul_one_song", "whisul_retry_failed_song"
+# Still running when the sensors look first, which on Airflow 3 is some seconds after the submission.
+JOB_SECONDS = (8.0, 10.0)
+RUN_TIMEOUT = 300.0
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The runs of the example DAGs, all over: the state and the id of each by its DAG."""
+
+    airflow: LocalAirflow
+    sandbox: Sandbox
+    key: str
+    run_ids: dict[str, str]
+    states: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def finished() -> Iterator[Finished]:
+    key = f"e2e-{secrets.token_hex(16)}"
+    with Sandbox(SandboxOptions(api_key=key, job_seconds=JOB_SECONDS)) as sandbox:
+        env = {"AIRFLOW_CONN_WHISUL_DEFAULT": sandbox.connection}
+        with LocalAirflow(EXAMPLE_DAGS, env=env) as airflow:
+            airflow.wait_for_dags(NIGHTLY, ONE_SONG, RETRY)
+            airflow.unpause(NIGHTLY)
+            run_ids = {dag_id: airflow.trigger(dag_id) for dag_id in (RETRY, ONE_SONG)}
+            run_ids[NIGHTLY] = airflow.wait_for_scheduled_run(NIGHTLY)
+            states = {dag_id: airflow.wait(dag_id, run_id, RUN_TIMEOUT) for dag_id, run_id in run_ids.items()}
+            yield Finished(airflow, sandbox, key, run_ids, states)

@@ -1,0 +1,134 @@
+"""The three example DAGs, as a real scheduler and triggerer ran them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from itertools import pairwise
+from typing import Any
+
+import psutil
+import pytest
+
+from dev.demo import read_prompts
+from tests.e2e.conftest import EXAMPLE_DAGS, NIGHTLY, ONE_SONG, RETRY, Finished
+
+# The first test also waits for Airflow and for all the runs.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+PROMPTS = read_prompts(EXAMPLE_DAGS / f"{NIGHTLY}.py")
+SONG_KEYS = {
+    "job_id",
+    "prompt",
+    "title",
+    "bpm",
+    "duration_seconds",
+    "song_url",
+    "image_url",
+    "tags",
+    "started_at",
+    "finished_at",
+}
+
+
+def _xcom(finished: Finished, dag_id: str, task_id: str, map_index: int = -1, key: str = "return_value") -> Any:
+    return finished.airflow.xcom(dag_id, finished.run_ids[dag_id], task_id, map_index, key)
+
+
+def _tasks(finished: Finished, dag_id: str) -> list[tuple[str, int, str | None, int, str | None]]:
+    found = finished.airflow.task_instances(dag_id, finished.run_ids[dag_id])
+    return [(task.task_id, task.map_index, task.state, task.try_number, task.rendered_map_index) for task in found]
+
+
+def _logs(finished: Finished) -> str:
+    """What helps to see why a run did not succeed."""
+    return "\n".join(
+        f"--- {task.label} of {dag_id}, {task.state}, try {task.try_number}\n"
+        + finished.airflow.task_log(dag_id, run_id, task.task_id, task.map_index, task.try_number)
+        for dag_id, run_id in finished.run_ids.items()
+        if finished.states[dag_id] != "success"
+        for task in finished.airflow.task_instances(dag_id, run_id)
+        if task.state != "success"
+    )
+
+
+def test_every_run_succeeds(finished: Finished) -> None:
+    assert set(finished.states.values()) == {"success"}, _logs(finished)
+
+
+def test_nightly_tasks_succeed_at_the_first_try_and_are_labelled_by_their_prompt(finished: Finished) -> None:
+    assert _tasks(finished, NIGHTLY) == [
+        (task_id, index, "success", 1, prompt) for task_id in ("song", "submit") for index, prompt in enumerate(PROMPTS)
+    ]
+
+
+def test_nightly_song_of_each_prompt_is_in_xcom(finished: Finished) -> None:
+    jobs = finished.sandbox.jobs
+    for index, prompt in enumerate(PROMPTS):
+        job_id = _xcom(finished, NIGHTLY, "submit", index)
+        assert jobs[job_id].prompt == prompt
+        assert _xcom(finished, NIGHTLY, "submit", index, "job_id") == job_id
+        song = _xcom(finished, NIGHTLY, "song", index)
+        assert set(song) == SONG_KEYS
+        assert (song["job_id"], song["prompt"]) == (job_id, prompt)
+        assert song["duration_seconds"] > 0
+        assert isinstance(song["tags"], list)
+        assert song["song_url"].startswith("http://127.0.0.1:")
+        assert song["started_at"] < song["finished_at"]
+
+
+def test_one_song_is_made_by_one_job_in_one_try(finished: Finished) -> None:
+    assert _tasks(finished, ONE_SONG) == [("song", -1, "success", 1, None)]
+    song = _xcom(finished, ONE_SONG, "song")
+    assert song["job_id"] == _xcom(finished, ONE_SONG, "song", key="job_id")
+    assert song["prompt"].startswith("lo-fi for ")
+    assert "{" not in song["prompt"]
+
+
+def test_retry_of_a_failed_song_makes_a_new_one(finished: Finished) -> None:
+    assert _tasks(finished, RETRY) == [("song", -1, "success", 2, None)]
+    prompt = f"[sandbox:fail=1] a sea shanty about second chances, for {finished.run_ids[RETRY]}"
+    failed, made = [job_id for job_id, job in finished.sandbox.jobs.items() if job.prompt == prompt]
+    assert _xcom(finished, RETRY, "song")["job_id"] == _xcom(finished, RETRY, "song", key="job_id") == made
+    first_log = finished.airflow.task_log(RETRY, finished.run_ids[RETRY], "song", try_number=1)
+    assert "WhisulJobFailedError" in first_log
+    assert failed in first_log
+
+
+def test_each_song_is_paid_for_once(finished: Finished) -> None:
+    posts = Counter(request.prompt for request in finished.sandbox.requests if request.method == "POST")
+    retried = f"[sandbox:fail=1] a sea shanty about second chances, for {finished.run_ids[RETRY]}"
+    lo_fi = _xcom(finished, ONE_SONG, "song")["prompt"]
+    assert posts == {**dict.fromkeys(PROMPTS, 1), lo_fi: 1, retried: 2}
+
+
+def test_no_job_is_polled_twice_within_five_seconds(finished: Finished) -> None:
+    polls: dict[str | None, list[float]] = defaultdict(list)
+    for request in finished.sandbox.requests:
+        if request.method == "GET":
+            polls[request.job_id].append(request.at)
+    assert set(polls) == set(finished.sandbox.jobs)
+    gaps = {job_id: [later - earlier for earlier, later in pairwise(at)] for job_id, at in polls.items()}
+    # Airflow 2 runs one task at a time on SQLite, so that a song may be over before its sensor looks.
+    if not finished.airflow.airflow_version.startswith("2."):
+        nightly = [_xcom(finished, NIGHTLY, "submit", index) for index in range(len(PROMPTS))]
+        assert all(gaps[job_id] for job_id in nightly)
+    assert not {job_id: gap for job_id, gap in gaps.items() if any(seconds < 5 for seconds in gap)}
+
+
+def test_the_key_is_in_the_authorization_header_and_nowhere_else(finished: Finished) -> None:
+    requests = finished.sandbox.requests
+    assert {request.authorization for request in requests} == {"ok"}
+    assert not [request for request in requests if request.key_elsewhere]
+    assert {request.status for request in requests} <= {200, 202}
+
+    # The logs, the database with its XComs and trigger arguments, and whatever else Airflow has written.
+    files = [path for path in finished.airflow.home.rglob("*") if path.is_file()]
+    assert any("task_id=song" in str(path) for path in files)
+    assert not [path for path in files if finished.key.encode() in path.read_bytes()]
+
+    for process in psutil.process_iter():
+        try:
+            command_line = process.cmdline()
+        except psutil.Error:
+            continue
+        assert not any(finished.key in argument for argument in command_line)

@@ -1,0 +1,214 @@
+"""The hook of the triggerer, through real HTTP against the sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from airflow_provider_whisul.exceptions import (
+    WhisulConfigurationError,
+    WhisulConnectionError,
+    WhisulError,
+    WhisulInvalidInputError,
+    WhisulJobNotFoundError,
+    WhisulRateLimitError,
+    WhisulResponseError,
+    WhisulServerError,
+    WhisulTLSError,
+    WhisulUnauthorizedError,
+)
+from airflow_provider_whisul.hooks import whisul
+from airflow_provider_whisul.hooks.whisul import WhisulAsyncHook, WhisulHook
+from airflow_provider_whisul.sandbox import Sandbox
+from tests.support import FakeClock
+
+
+def connect(monkeypatch: pytest.MonkeyPatch, host: str, **extra: object) -> None:
+    connection = {"conn_type": "whisul", "password": "secret-sandbox-key", "host": host, "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", json.dumps(connection))
+
+
+def run(main: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(main)
+
+
+@pytest.fixture
+def submit(sandbox: Sandbox, clock: FakeClock) -> Callable[[str], str]:
+    return WhisulHook(clock=clock.clock).generate
+
+
+def gets(sandbox: Sandbox) -> list[Any]:
+    return [request for request in sandbox.requests if request.method == "GET"]
+
+
+def test_looks_at_a_job(sandbox: Sandbox, submit: Callable[[str], str], clock: FakeClock) -> None:
+    job_id = submit("a trap song")
+    job = run(WhisulAsyncHook().get_job(job_id))
+    assert (job.job_id, job.status, job.prompt) == (job_id, "running", "a trap song")
+    clock.now += 60
+    # The same answer means the same to both clients.
+    assert run(WhisulAsyncHook().get_job(job_id)) == WhisulHook(clock=clock.clock).get_job(job_id)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("get-500", WhisulServerError),
+        ("get-502-html", WhisulServerError),
+        ("get-429", WhisulRateLimitError),
+        ("get-drop", WhisulConnectionError),
+        ("get-truncated", WhisulResponseError),
+        ("get-html-200", WhisulResponseError),
+        ("get-redirect", WhisulResponseError),
+        ("get-404", WhisulJobNotFoundError),
+        ("get-401", WhisulUnauthorizedError),
+    ],
+)
+def test_each_answer_means_what_it_means_to_the_other_client(
+    sandbox: Sandbox, submit: Callable[[str], str], clock: FakeClock, fault: str, error: type[WhisulError]
+) -> None:
+    job_id = submit(f"a song [sandbox:{fault}=2]")
+    with pytest.raises(WhisulError) as here:
+        run(WhisulAsyncHook().get_job(job_id))
+    with pytest.raises(WhisulError) as there:
+        WhisulHook(clock=clock.clock).get_job(job_id, retry=False)
+    assert type(here.value) is type(there.value) is error
+    assert here.value.http_status == there.value.http_status
+    assert here.value.job_id == there.value.job_id == job_id
+    assert len(gets(sandbox)) == 2
+
+
+def test_time_out(sandbox: Sandbox, submit: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = submit("a song [sandbox:get-slow=2]")
+    connect(monkeypatch, sandbox.base_url, timeout=0.2)
+    with pytest.raises(WhisulConnectionError, match="No answer"):
+        run(WhisulAsyncHook().get_job(job_id))
+
+
+def test_an_id_that_is_none_is_never_sent(sandbox: Sandbox) -> None:
+    with pytest.raises(WhisulInvalidInputError):
+        run(WhisulAsyncHook().get_job("../generate"))
+    assert sandbox.requests == []
+
+
+def test_a_connection_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(monkeypatch, "http://example.invalid")
+    with pytest.raises(WhisulConfigurationError, match="plain http"):
+        run(WhisulAsyncHook().get_job("some-job"))
+
+
+class TestSharedSession:
+    def test_one_session_and_few_connections_for_all(
+        self, sandbox: Sandbox, submit: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job_id = submit("a song")
+        made: list[aiohttp.ClientSession] = []
+        original = whisul._new_session
+        monkeypatch.setattr(whisul, "_new_session", lambda *args: made.append(original(*args)) or made[-1])
+
+        async def main() -> None:
+            hooks = [WhisulAsyncHook() for _ in range(20)]
+            await asyncio.gather(*(hook.__aenter__() for hook in hooks))
+            for hook in hooks:
+                await hook.get_job(job_id)
+            assert not made[0].closed
+            for hook in hooks:
+                await hook.__aexit__(None, None, None)
+
+        run(main())
+        assert len(made) == 1
+        assert made[0].closed
+        assert len({request.connection for request in gets(sandbox)}) == 1
+
+    def test_closed_when_the_last_leaves_even_cancelled(
+        self, sandbox: Sandbox, submit: Callable[[str], str], recwarn: pytest.WarningsRecorder
+    ) -> None:
+        job_id = submit("a song [sandbox:get-slow=5]")
+
+        async def main() -> None:
+            task = asyncio.create_task(WhisulAsyncHook().get_job(job_id))
+            while not gets(sandbox):
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert not whisul._SHARED_SESSIONS[asyncio.get_running_loop()]
+
+        run(main())
+        gc.collect()
+        assert not [warning for warning in recwarn if "Unclosed" in str(warning.message)]
+
+    def test_another_key_is_another_session(self, sandbox: Sandbox, submit: Callable[[str], str]) -> None:
+        """A key that was replaced in Airflow while others still wait with the old one is used at once."""
+        job_id = submit("a song")
+
+        async def main() -> None:
+            async with WhisulAsyncHook() as old:
+                sandbox.restore_key("a-new-sandbox-key")
+                os.environ["AIRFLOW_CONN_WHISUL_DEFAULT"] = sandbox.connection
+                await WhisulAsyncHook().get_job(job_id)
+                with pytest.raises(WhisulUnauthorizedError):
+                    await old.get_job(job_id)
+
+        run(main())
+
+
+class TestSurroundings:
+    def test_netrc_does_not_replace_the_key(
+        self, sandbox: Sandbox, submit: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        netrc = tmp_path / "netrc"
+        netrc.write_text("machine 127.0.0.1 login someone password else\n")
+        monkeypatch.setenv("NETRC", str(netrc))
+        run(WhisulAsyncHook().get_job(submit("a song")))
+        assert gets(sandbox)[0].authorization == "ok"
+
+    def test_no_proxy_for_loopback(
+        self, sandbox: Sandbox, submit: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+        assert run(WhisulAsyncHook().get_job(submit("a song"))).status == "running"
+
+    @pytest.mark.parametrize(
+        ("environment", "proxy"),
+        [
+            ({}, None),
+            ({"HTTPS_PROXY": "http://127.0.0.1:9"}, "http://127.0.0.1:9"),
+            ({"ALL_PROXY": "http://127.0.0.1:9"}, "http://127.0.0.1:9"),
+            ({"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "whisul.com"}, None),
+            ({"HTTP_PROXY": "http://127.0.0.1:9"}, None),
+        ],
+    )
+    def test_the_proxy_is_the_one_that_requests_finds(
+        self, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], proxy: str | None
+    ) -> None:
+        from requests.utils import get_environ_proxies, select_proxy
+
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        account = whisul.WhisulAccount("https://whisul.com/api", "some-key")
+        assert whisul._proxy(account) == proxy
+        assert select_proxy(account.base_url, get_environ_proxies(account.base_url)) == proxy
+
+    def test_an_unverifiable_certificate(self, monkeypatch: pytest.MonkeyPatch, self_signed: str) -> None:
+        connect(monkeypatch, self_signed)
+        # Loopback is verified like anything else.
+        with pytest.raises(WhisulTLSError, match="could not be verified"):
+            run(WhisulAsyncHook().get_job("some-job"))
+
+    @pytest.mark.parametrize("how", ["connection", "environment", "not at all"])
+    def test_a_ca_of_ones_own(self, monkeypatch: pytest.MonkeyPatch, self_signed: str, ca_file: Path, how: str) -> None:
+        extra = {"connection": {"verify": str(ca_file)}, "not at all": {"verify": False}}.get(how, {})
+        connect(monkeypatch, self_signed, **extra)
+        if how == "environment":
+            monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(ca_file))
+        with pytest.raises(WhisulJobNotFoundError):
+            run(WhisulAsyncHook().get_job("some-job"))

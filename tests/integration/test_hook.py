@@ -1,0 +1,384 @@
+"""The hook of the workers, through real HTTP against the sandbox, on a clock that only sleeping moves."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_whisul.api import Request
+from airflow_provider_whisul.exceptions import (
+    WhisulConfigurationError,
+    WhisulConnectionError,
+    WhisulError,
+    WhisulInvalidInputError,
+    WhisulJobFailedError,
+    WhisulJobNotFoundError,
+    WhisulJobTimeoutError,
+    WhisulRateLimitError,
+    WhisulResponseError,
+    WhisulServerError,
+    WhisulTLSError,
+    WhisulUnauthorizedError,
+)
+from airflow_provider_whisul.hooks.whisul import WhisulHook
+from airflow_provider_whisul.sandbox import Sandbox
+from tests.support import NOON, FakeClock
+
+StartSandbox = Callable[..., Sandbox]
+
+
+@pytest.fixture
+def hook(clock: FakeClock) -> WhisulHook:
+    return WhisulHook(clock=clock.clock)
+
+
+def statuses(sandbox: Sandbox, method: str) -> list[int | None]:
+    return [request.status for request in sandbox.requests if request.method == method]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def connect(monkeypatch: pytest.MonkeyPatch, host: str, **extra: object) -> None:
+    connection = {"conn_type": "whisul", "password": "secret-sandbox-key", "host": host, "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", json.dumps(connection))
+
+
+class TestGenerate:
+    def test_makes_one_job(self, sandbox: Sandbox, hook: WhisulHook) -> None:
+        job_id = hook.generate("a trap song")
+        assert list(sandbox.jobs) == [job_id]
+        (request,) = sandbox.requests
+        assert (request.method, request.prompt, request.authorization) == ("POST", "a trap song", "ok")
+        assert not request.key_elsewhere
+        assert request.user_agent.startswith("airflow-provider-whisul/")
+
+    @pytest.mark.parametrize("prompt", ["", "  \n", None, 7, ["a song"]])
+    def test_refuses_what_can_only_be_refused(self, sandbox: Sandbox, hook: WhisulHook, prompt: object) -> None:
+        with pytest.raises(WhisulInvalidInputError, match="Nothing was sent"):
+            hook.generate(prompt)  # type: ignore[arg-type]
+        assert sandbox.requests == []
+
+    def test_climbs_the_ladder_after_429(
+        self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock, task_log: Callable[[], list[str]]
+    ) -> None:
+        hook.generate("a song [sandbox:post-429=5]")
+        assert clock.slept == [5, 10, 20, 40, 60]
+        assert statuses(sandbox, "POST") == [429] * 5 + [202]
+        assert len(sandbox.jobs) == 1
+        waits = [line for line in task_log() if "again in" in line]
+        assert len(waits) == 5
+        assert "429" in waits[0]
+        assert "again in 5 s" in waits[0]
+
+    def test_gives_up_after_six_429s(self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock) -> None:
+        with pytest.raises(WhisulRateLimitError):
+            hook.generate("a song [sandbox:post-429=9]")
+        assert len(sandbox.requests) == 6
+        assert clock.slept == [5, 10, 20, 40, 60]
+
+    @pytest.mark.parametrize("form", [True, "date"])
+    def test_honours_retry_after_where_longer(
+        self, start_sandbox: StartSandbox, hook: WhisulHook, clock: FakeClock, form: object
+    ) -> None:
+        sandbox = start_sandbox(rate_limit=1, block_seconds=33.0, retry_after=form)
+        hook.generate("one")
+        hook.generate("two")
+        assert statuses(sandbox, "POST") == [202, 429, 202]
+        # An HTTP date has whole seconds.
+        assert clock.slept == [pytest.approx(33, abs=1)]
+
+    def test_does_not_sit_out_an_endless_retry_after(
+        self, start_sandbox: StartSandbox, hook: WhisulHook, clock: FakeClock
+    ) -> None:
+        start_sandbox(rate_limit=1, block_seconds=86_400.0, retry_after=True)
+        hook.generate("one")
+        with pytest.raises(WhisulRateLimitError, match="asks to wait 86400 s") as caught:
+            hook.generate("two")
+        assert clock.slept == []
+        assert caught.value.retry_after == 86_400
+
+    @pytest.mark.parametrize(
+        ("fault", "error"),
+        [
+            ("post-500", WhisulServerError),
+            ("post-502-html", WhisulServerError),
+            ("post-drop", WhisulConnectionError),
+            ("post-drop-before", WhisulConnectionError),
+            ("post-truncated", WhisulResponseError),
+            ("post-html-202", WhisulResponseError),
+            ("post-no-id", WhisulResponseError),
+            ("post-bad-id", WhisulResponseError),
+            ("post-redirect", WhisulResponseError),
+        ],
+    )
+    def test_never_sends_again_what_may_have_arrived(
+        self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock, fault: str, error: type[WhisulError]
+    ) -> None:
+        with pytest.raises(error):
+            hook.generate(f"a song [sandbox:{fault}]")
+        assert len(sandbox.requests) == 1
+        assert clock.slept == []
+
+    def test_does_not_send_again_after_a_time_out(
+        self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        connect(monkeypatch, sandbox.base_url, timeout=0.2)
+        with pytest.raises(WhisulConnectionError, match="may have arrived") as caught:
+            hook.generate("a song [sandbox:post-slow=2]")
+        assert caught.value.request_sent
+        assert len(sandbox.requests) == 1
+        assert clock.slept == []
+
+    def test_sends_again_what_was_never_sent(
+        self, hook: WhisulHook, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        port = free_port()
+        connect(monkeypatch, f"http://127.0.0.1:{port}/api")
+        with Sandbox(port=port, clock=clock.time) as sandbox:
+            sandbox.restore_key("secret-sandbox-key")
+            sandbox.__exit__(None, None, None)
+            clock.on_sleep = lambda _: sandbox.__enter__() if len(clock.slept) == 2 else None  # type: ignore[assignment]
+            assert hook.generate("a song") in sandbox.jobs
+        assert len(clock.slept) == 2
+        assert all(10 <= wait <= 30 for wait in clock.slept)
+
+    def test_says_that_a_refused_connection_sent_nothing(
+        self, hook: WhisulHook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        connect(monkeypatch, f"http://127.0.0.1:{free_port()}/api")
+        with pytest.raises(WhisulConnectionError, match="refused. The request was not sent") as caught:
+            hook.generate("a song")
+        assert not caught.value.request_sent
+
+    def test_a_name_that_does_not_resolve_sends_nothing(
+        self, hook: WhisulHook, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        connect(monkeypatch, "https://whisul.invalid/api")
+        with pytest.raises(WhisulConnectionError, match="was not sent") as caught:
+            hook.generate("a song")
+        assert not caught.value.request_sent
+        assert len(clock.slept) == 5
+
+    def test_logs_the_body_of_a_400_bounded(
+        self, sandbox: Sandbox, hook: WhisulHook, task_log: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Nothing that our own check lets through is refused by the sandbox, so a malformed body stands in for it.
+        malformed = Request("POST", "/generate", {"prompt": "", "other": "x" * 2000})
+        monkeypatch.setattr("airflow_provider_whisul.hooks.whisul.generate_request", lambda prompt: malformed)
+        with pytest.raises(WhisulInvalidInputError, match="'prompt' field is required"):
+            hook.generate("a song")
+        (line,) = [line for line in task_log() if "answer to the refused request" in line]
+        assert "The 'prompt' field is required" in line
+        assert len(line) < 800
+
+
+class TestGetJob:
+    def test_running_then_completed(self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock) -> None:
+        job_id = hook.generate("a trap song")
+        job = hook.get_job(job_id)
+        assert (job.job_id, job.status, job.prompt, job.track) == (job_id, "running", "a trap song", None)
+        assert job.started_at == datetime.fromtimestamp(NOON, UTC)
+        clock.now += 60
+        job = hook.get_job(job_id)
+        assert job.completed
+        assert job.finished_at == datetime.fromtimestamp(NOON + 60, UTC)
+        assert job.track is not None
+        assert job.track.song_url is not None
+        assert job.track.duration_seconds
+
+    @pytest.mark.parametrize(
+        "fault", ["get-500", "get-502-html", "get-drop", "get-truncated", "get-html-200", "get-redirect"]
+    )
+    def test_lives_through_blips(self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock, fault: str) -> None:
+        clock.chance = 0.5
+        job_id = hook.generate(f"a song [sandbox:{fault}=2]")
+        assert hook.get_job(job_id).status == "running"
+        assert clock.slept == [20, 20]
+
+    def test_gives_up_after_six_blips(self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock) -> None:
+        job_id = hook.generate("a song [sandbox:get-500=9]")
+        with pytest.raises(WhisulServerError, match=job_id):
+            hook.get_job(job_id)
+        assert statuses(sandbox, "GET") == [500] * 6
+
+    def test_without_retry_fails_at_the_first_blip(self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock) -> None:
+        job_id = hook.generate("a song [sandbox:get-500]")
+        with pytest.raises(WhisulServerError):
+            hook.get_job(job_id, retry=False)
+        assert clock.slept == []
+
+    def test_404_is_final(self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock) -> None:
+        with pytest.raises(WhisulJobNotFoundError, match="no-such-job"):
+            hook.get_job("no-such-job")
+        assert len(sandbox.requests) == 1
+
+    def test_401_is_final_and_says_what_to_do(self, sandbox: Sandbox, hook: WhisulHook) -> None:
+        sandbox.revoke_key()
+        with pytest.raises(WhisulUnauthorizedError, match="password of the Airflow connection") as caught:
+            hook.get_job("some-job")
+        assert len(sandbox.requests) == 1
+        assert "secret-sandbox-key" not in str(caught.value)
+
+    @pytest.mark.parametrize("job_id", ["../generate", "a/b", "a?b", "a#b", "..", "", "a\nb", "a%2fb", None])
+    def test_an_id_that_is_none_is_never_sent(self, sandbox: Sandbox, hook: WhisulHook, job_id: str) -> None:
+        with pytest.raises(WhisulInvalidInputError):
+            hook.get_job(job_id)
+        assert sandbox.requests == []
+
+    def test_a_body_that_trickles_is_a_time_out_as_a_whole(
+        self, hook: WhisulHook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each single byte comes in time, the whole never."""
+        server = socket.create_server(("127.0.0.1", 0))
+        stop = threading.Event()
+
+        def trickle() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 999\r\n\r\n")
+                while not stop.wait(0.05):
+                    try:
+                        connection.sendall(b" ")
+                    except OSError:
+                        return
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        connect(monkeypatch, f"http://127.0.0.1:{server.getsockname()[1]}/api", timeout=0.3)
+        try:
+            with pytest.raises(WhisulResponseError, match="broke off"):
+                hook.get_job("some-job", retry=False)
+        finally:
+            stop.set()
+            thread.join()
+            server.close()
+
+
+class TestWaitForJob:
+    def test_looks_no_sooner_than_the_interval(self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock) -> None:
+        job_id = hook.generate("a song")
+        job = hook.wait_for_job(job_id, poll_interval=25, timeout=3600)
+        assert job.completed
+        assert clock.slept == [25, 25, 25]
+
+    def test_failed(self, sandbox: Sandbox, hook: WhisulHook) -> None:
+        job_id = hook.generate("a song [sandbox:fail]")
+        with pytest.raises(WhisulJobFailedError, match=f"{job_id} failed: Generation failed") as caught:
+            hook.wait_for_job(job_id)
+        assert caught.value.job_id == job_id
+
+    def test_timeout_says_that_the_job_may_still_run(
+        self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock
+    ) -> None:
+        job_id = hook.generate("a song")
+        with pytest.raises(WhisulJobTimeoutError, match="may still be running"):
+            hook.wait_for_job(job_id, poll_interval=20, timeout=50)
+        assert clock.now == NOON + 50
+
+    def test_lives_through_blips_and_429s(self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock) -> None:
+        job_id = hook.generate("a song [sandbox:get-500=7][sandbox:get-429=1]")
+        assert hook.wait_for_job(job_id, poll_interval=5).completed
+
+    def test_refuses_to_poll_too_fast(self, hook: WhisulHook) -> None:
+        with pytest.raises(ValueError, match="once every 5 to 10 s"):
+            hook.wait_for_job("some-job", poll_interval=4.9)
+
+
+class TestTestConnection:
+    def test_key_accepted(self, sandbox: Sandbox, hook: WhisulHook) -> None:
+        assert hook.test_connection() == (True, "Whisul accepts the API key.")
+        assert [request.method for request in sandbox.requests] == ["GET"]
+
+    def test_key_refused(self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock) -> None:
+        sandbox.revoke_key()
+        ok, message = hook.test_connection()
+        assert not ok
+        assert "401" in message
+        assert clock.slept == []
+
+    def test_uses_the_connection_it_was_given(self, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AIRFLOW_CONN_TMP_XYZ", sandbox.connection)
+        monkeypatch.delenv("AIRFLOW_CONN_WHISUL_DEFAULT")
+        assert WhisulHook(whisul_conn_id="tmp_xyz").test_connection()[0]
+
+    def test_no_key(self, monkeypatch: pytest.MonkeyPatch, hook: WhisulHook) -> None:
+        monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", '{"conn_type": "whisul"}')
+        ok, message = hook.test_connection()
+        assert not ok
+        assert "no API key" in message
+
+
+class TestConnection:
+    @pytest.mark.parametrize("form", ["json", "uri with a quoted url", "uri with host, port and schema"])
+    def test_environment_variable(
+        self, sandbox: Sandbox, hook: WhisulHook, monkeypatch: pytest.MonkeyPatch, form: str
+    ) -> None:
+        port = sandbox.base_url.split(":")[2].split("/")[0]
+        value = {
+            "json": sandbox.connection,
+            "uri with a quoted url": f"whisul://:secret-sandbox-key@http%3A%2F%2F127.0.0.1%3A{port}%2Fapi",
+            "uri with host, port and schema": f"whisul://:secret-sandbox-key@127.0.0.1:{port}/http?timeout=7",
+        }[form]
+        monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", value)
+        assert hook.generate("a song") in sandbox.jobs
+        assert hook.account.base_url == sandbox.base_url
+        assert hook.account.timeout == (7 if "timeout" in value else 30)
+
+    def test_a_key_with_a_line_break_is_refused(
+        self, sandbox: Sandbox, hook: WhisulHook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        connection = {"conn_type": "whisul", "password": "secret-sandbox-key\n", "host": sandbox.base_url}
+        monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", json.dumps(connection))
+        with pytest.raises(WhisulConfigurationError, match="line break") as caught:
+            hook.generate("a song")
+        assert "secret-sandbox-key" not in str(caught.value)
+
+    def test_netrc_does_not_replace_the_key(
+        self, sandbox: Sandbox, hook: WhisulHook, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        netrc = tmp_path / "netrc"
+        netrc.write_text("machine 127.0.0.1 login someone password else\n")
+        netrc.chmod(0o600)
+        monkeypatch.setenv("NETRC", str(netrc))
+        hook.generate("a song")
+        # Loopback trusts no environment at all; anywhere else requests would look.
+        hook._session.trust_env = True
+        hook.generate("another")
+        assert [request.authorization for request in sandbox.requests] == ["ok", "ok"]
+
+    def test_no_proxy_for_loopback(self, sandbox: Sandbox, hook: WhisulHook, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+        assert hook.generate("a song") in sandbox.jobs
+
+    def test_a_redirect_is_not_followed(self, sandbox: Sandbox, hook: WhisulHook) -> None:
+        with pytest.raises(WhisulResponseError, match="redirect, which is not followed"):
+            hook.generate("a song [sandbox:post-redirect]")
+        assert len(sandbox.requests) == 1
+
+    def test_an_unverifiable_certificate_is_never_retried(
+        self, hook: WhisulHook, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, self_signed: str
+    ) -> None:
+        connect(monkeypatch, self_signed)
+        with pytest.raises(WhisulTLSError, match="could not be verified"):
+            hook.get_job("some-job")
+        with pytest.raises(WhisulTLSError, match="nothing was sent"):
+            hook.generate("a song")
+        assert clock.slept == []
+
+    def test_the_ca_of_the_connection_verifies(
+        self, hook: WhisulHook, monkeypatch: pytest.MonkeyPatch, self_signed: str, ca_file: Path
+    ) -> None:
+        connect(monkeypatch, self_signed, verify=str(ca_file))
+        with pytest.raises(WhisulJobNotFoundError):
+            hook.get_job("some-job")

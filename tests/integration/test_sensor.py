@@ -1,0 +1,263 @@
+"""The sensor in each of its modes, executed against the sandbox."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    TaskDeferred,
+)
+
+from airflow_provider_whisul.exceptions import (
+    WhisulError,
+    WhisulInvalidInputError,
+    WhisulJobFailedError,
+    WhisulJobNotFoundError,
+    WhisulJobTimeoutError,
+    WhisulServerError,
+    WhisulUnauthorizedError,
+)
+from airflow_provider_whisul.hooks.whisul import WhisulHook
+from airflow_provider_whisul.pace import FRAMEWORK_TIMEOUT_MARGIN
+from airflow_provider_whisul.sandbox import Sandbox
+from airflow_provider_whisul.sensors.whisul import WhisulJobSensor
+from airflow_provider_whisul.triggers.whisul import WhisulJobTrigger
+from tests.support import NOON, FakeClock, TaskContext
+
+Make = Callable[..., WhisulJobSensor]
+MODES = [{"deferrable": True}, {"deferrable": False, "mode": "poke"}, {"deferrable": False, "mode": "reschedule"}]
+
+
+@pytest.fixture
+def make(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> Make:
+    # Airflow's own loop of the poke mode sleeps and counts by the time module.
+    monkeypatch.setattr("time.sleep", clock.sleep)
+    monkeypatch.setattr("time.monotonic", clock.time)
+
+    def make(**kwargs: Any) -> WhisulJobSensor:
+        sensor = WhisulJobSensor(task_id="song", **{"job_id": "some-job", **kwargs})
+        sensor.clock = clock.clock
+        return sensor
+
+    return make
+
+
+@pytest.fixture
+def submit(sandbox: Sandbox, clock: FakeClock) -> Callable[[str], str]:
+    return WhisulHook(clock=clock.clock).generate
+
+
+def trigger_of(deferred: pytest.ExceptionInfo[TaskDeferred]) -> WhisulJobTrigger:
+    trigger = deferred.value.trigger
+    assert isinstance(trigger, WhisulJobTrigger)
+    return trigger
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_job_that_is_over_is_returned_at_once(
+    make: Make, submit: Callable[[str], str], clock: FakeClock, sandbox: Sandbox, mode: dict[str, Any]
+) -> None:
+    job_id = submit("a trap song")
+    clock.now += 60
+    song = TaskContext().run(make(job_id=job_id, **mode))
+    assert (song["job_id"], song["prompt"]) == (job_id, "a trap song")
+    assert clock.slept == []
+    assert len(sandbox.requests) == 2
+
+
+class TestDeferred:
+    def test_looks_once_and_defers(self, make: Make, submit: Callable[[str], str], sandbox: Sandbox) -> None:
+        job_id = submit("a song")
+        with pytest.raises(TaskDeferred) as deferred:
+            TaskContext().run(make(job_id=job_id, poke_interval=7, timeout=600))
+        assert trigger_of(deferred).serialize()[1] == {
+            "job_id": job_id,
+            "whisul_conn_id": "whisul_default",
+            "poll_interval": 7,
+            "deadline": NOON + 600,
+            "not_before": None,
+        }
+        assert deferred.value.timeout == timedelta(seconds=600 + FRAMEWORK_TIMEOUT_MARGIN)
+        assert [request.method for request in sandbox.requests] == ["POST", "GET"]
+
+    @pytest.mark.parametrize("fault", ["get-500", "get-drop", "get-html-200"])
+    def test_a_blip_in_the_first_look_neither_fails_nor_holds_the_worker(
+        self, make: Make, submit: Callable[[str], str], clock: FakeClock, fault: str
+    ) -> None:
+        job_id = submit(f"a song [sandbox:{fault}]")
+        with pytest.raises(TaskDeferred):
+            TaskContext().run(make(job_id=job_id))
+        assert clock.slept == []
+
+    def test_a_429_in_the_first_look_is_waited_out_by_the_trigger(
+        self, make: Make, start_sandbox: Callable[..., Sandbox], clock: FakeClock
+    ) -> None:
+        start_sandbox(rate_limit=1, block_seconds=90.0, retry_after=True)
+        job_id = WhisulHook(clock=clock.clock).generate("a song")
+        with pytest.raises(TaskDeferred) as deferred:
+            TaskContext().run(make(job_id=job_id))
+        assert trigger_of(deferred).not_before == NOON + 90
+
+    @pytest.mark.parametrize(
+        ("prompt", "error"),
+        [
+            ("a song [sandbox:fail][sandbox:seconds=0]", WhisulJobFailedError),
+            ("a song [sandbox:get-404]", WhisulJobNotFoundError),
+            ("a song [sandbox:get-401]", WhisulUnauthorizedError),
+        ],
+    )
+    def test_what_no_look_can_mend_ends_the_task_without_a_retry(
+        self, make: Make, submit: Callable[[str], str], prompt: str, error: type[WhisulError]
+    ) -> None:
+        with pytest.raises(error) as caught:
+            TaskContext().run(make(job_id=submit(prompt)))
+        assert isinstance(caught.value, AirflowFailException)
+
+    def test_after_the_trigger_a_failed_job_ends_the_task_without_a_retry(self, make: Make) -> None:
+        event = error_event(WhisulJobFailedError("Whisul job some-job failed: boom.", job_id="some-job"))
+        with pytest.raises(WhisulJobFailedError, match="boom.*clear the task that submitted it") as caught:
+            make().execute_complete({}, event=event)
+        assert isinstance(caught.value, AirflowFailException)
+        assert caught.value.job_id == "some-job"
+
+    def test_after_the_trigger_a_timeout_is_a_sensors_timeout(self, make: Make) -> None:
+        event = error_event(WhisulJobTimeoutError("Job some-job may still be running", job_id="some-job"))
+        with pytest.raises(AirflowSensorTimeout, match="some-job may still be running"):
+            make().execute_complete({}, event=event)
+
+    def test_after_the_trigger_the_song_is_returned(self, make: Make) -> None:
+        song = {"job_id": "some-job", "title": "Midnight Grid"}
+        event = {"status": "completed", "job_id": "some-job", "song": song}
+        assert make().resume_execution("execute_complete", {"event": event, "try_number": 1}, TaskContext()) == song
+
+    @pytest.mark.parametrize(
+        ("reason", "error", "message"),
+        [
+            ("Trigger timeout", AirflowSensorTimeout, "some-job. Is a triggerer running"),
+            ("Trigger failure", WhisulError, "some-job ended with an error of its own"),
+        ],
+    )
+    def test_a_deferral_that_airflow_ended_names_the_job(
+        self, make: Make, reason: str, error: type[AirflowException], message: str
+    ) -> None:
+        with pytest.raises(error, match=message):
+            make().resume_execution("__fail__", {"error": reason}, TaskContext())
+
+    @pytest.mark.parametrize("skip", ["soft_fail", "never_fail"])
+    @pytest.mark.parametrize(
+        "resumed",
+        [
+            ("__fail__", {"error": "Trigger timeout"}),
+            ("execute_complete", {"event": None}),
+            ("execute_complete", {"event": "timeout"}),
+            ("execute_complete", {"event": "failed"}),
+        ],
+    )
+    def test_skips_softly_after_a_deferral(self, make: Make, skip: str, resumed: tuple[str, dict[str, Any]]) -> None:
+        method, kwargs = resumed
+        events = {
+            "timeout": error_event(WhisulJobTimeoutError("some-job may still be running")),
+            "failed": error_event(WhisulJobFailedError("some-job failed")),
+        }
+        kwargs = {key: events.get(value, value) for key, value in kwargs.items()}
+        with pytest.raises(AirflowSkipException, match=f"{skip} is set: .*some-job"):
+            make(**{skip: True}).resume_execution(method, kwargs, TaskContext())
+
+    def test_skips_softly_in_the_first_look(self, make: Make, sandbox: Sandbox) -> None:
+        with pytest.raises(AirflowSkipException, match="soft_fail is set: .*404"):
+            TaskContext().run(make(soft_fail=True))
+
+
+class TestPoke:
+    def test_looks_no_sooner_than_the_interval(
+        self, make: Make, submit: Callable[[str], str], clock: FakeClock
+    ) -> None:
+        song = TaskContext().run(make(job_id=submit("a song"), deferrable=False, poke_interval=25))
+        assert song["finished_at"] == "2026-02-17T12:01:00+00:00"
+        assert clock.slept == [25, 25, 25]
+
+    def test_lives_through_blips(self, make: Make, submit: Callable[[str], str]) -> None:
+        job_id = submit("a song [sandbox:get-500=3]")
+        assert TaskContext().run(make(job_id=job_id, deferrable=False))["job_id"] == job_id
+
+    def test_times_out_saying_that_the_job_may_still_run(
+        self, make: Make, submit: Callable[[str], str], clock: FakeClock
+    ) -> None:
+        job_id = submit("a song [sandbox:forever]")
+        with pytest.raises(AirflowSensorTimeout, match=f"{job_id} was not over after 100 s.*may still be running"):
+            TaskContext().run(make(job_id=job_id, deferrable=False, timeout=100))
+        assert clock.now - NOON <= 110
+
+    @pytest.mark.parametrize("mode", ["poke", "reschedule"])
+    def test_a_failed_job_ends_the_task_without_a_retry(
+        self, make: Make, submit: Callable[[str], str], clock: FakeClock, mode: str
+    ) -> None:
+        job_id = submit("a song [sandbox:fail]")
+        clock.now += 60
+        with pytest.raises(WhisulJobFailedError) as caught:
+            TaskContext().run(make(job_id=job_id, deferrable=False, mode=mode))
+        assert isinstance(caught.value, AirflowFailException)
+
+    @pytest.mark.parametrize("mode", ["poke", "reschedule"])
+    def test_skips_softly(self, make: Make, sandbox: Sandbox, mode: str) -> None:
+        with pytest.raises(AirflowSkipException):
+            TaskContext().run(make(deferrable=False, mode=mode, soft_fail=True))
+
+    def test_exponential_backoff_never_starts_faster_than_the_api_allows(
+        self, make: Make, submit: Callable[[str], str], clock: FakeClock
+    ) -> None:
+        job_id = submit("a song")
+        TaskContext().run(make(job_id=job_id, deferrable=False, poke_interval=5, exponential_backoff=True))
+        assert min(clock.slept) >= 5
+
+    def test_many_blips_in_a_row_fail_the_try_but_not_the_task(self, make: Make, submit: Callable[[str], str]) -> None:
+        job_id = submit("a song [sandbox:get-500=6]")
+        with pytest.raises(WhisulServerError) as caught:
+            TaskContext().run(make(job_id=job_id, deferrable=False))
+        assert not isinstance(caught.value, AirflowFailException)
+
+
+class TestReschedule:
+    def test_gives_the_worker_back_until_the_next_look(
+        self, make: Make, submit: Callable[[str], str], clock: FakeClock
+    ) -> None:
+        before = time.time()
+        with pytest.raises(AirflowException) as caught:
+            TaskContext().run(make(job_id=submit("a song"), deferrable=False, mode="reschedule", poke_interval=30))
+        assert type(caught.value).__name__ == "AirflowRescheduleException"
+        assert 30 <= caught.value.reschedule_date.timestamp() - before < 40  # type: ignore[attr-defined]
+        assert clock.slept == []
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_id_that_is_none_is_never_sent(make: Make, sandbox: Sandbox, mode: dict[str, Any]) -> None:
+    with pytest.raises(WhisulInvalidInputError):
+        TaskContext().run(make(job_id="../generate", **mode))
+    assert sandbox.requests == []
+
+
+class TestRefusedWhenTheDagIsRead:
+    @pytest.mark.parametrize("interval", [4, 0, timedelta(seconds=4)])
+    def test_interval(self, make: Make, interval: object) -> None:
+        with pytest.raises(ValueError, match="poke_interval is .* once every 5 to 10 s"):
+            make(poke_interval=interval)
+
+    def test_interval_of_mapped_tasks(self) -> None:
+        with pytest.raises(ValueError, match="poke_interval is 4 s"):
+            WhisulJobSensor.partial(task_id="songs", poke_interval=4)
+
+    def test_timeout(self, make: Make) -> None:
+        with pytest.raises(ValueError, match="timeout is 0 s"):
+            make(timeout=0)
+
+
+def error_event(error: WhisulError) -> dict[str, Any]:
+    return {"status": "error", "job_id": "some-job", "error": error.as_dict()}

@@ -1,0 +1,111 @@
+"""The errors: what each one is, and that it survives the ways an error travels."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from airflow.serialization.serialized_objects import BaseSerialization
+
+from airflow_provider_whisul import exceptions
+from airflow_provider_whisul.exceptions import (
+    WhisulConfigurationError,
+    WhisulConnectionError,
+    WhisulError,
+    WhisulInvalidInputError,
+    WhisulJobFailedError,
+    WhisulJobFailedFinalError,
+    WhisulJobNotFoundError,
+    WhisulJobTimeoutError,
+    WhisulRateLimitError,
+    WhisulResponseError,
+    WhisulServerError,
+    WhisulTLSError,
+    WhisulUnauthorizedError,
+    error_from_dict,
+)
+
+# class: (parent, ends Airflow's retries, asking again may help)
+HIERARCHY: dict[type[WhisulError], tuple[type[Exception], bool, bool]] = {
+    WhisulError: (AirflowException, False, False),
+    WhisulConfigurationError: (WhisulError, True, False),
+    WhisulInvalidInputError: (WhisulError, True, False),
+    WhisulUnauthorizedError: (WhisulError, True, False),
+    WhisulJobNotFoundError: (WhisulError, True, False),
+    WhisulRateLimitError: (WhisulError, False, True),
+    WhisulServerError: (WhisulError, False, True),
+    WhisulConnectionError: (WhisulError, False, True),
+    WhisulTLSError: (WhisulConnectionError, False, False),
+    WhisulResponseError: (WhisulError, False, True),
+    WhisulJobFailedError: (WhisulError, False, False),
+    WhisulJobFailedFinalError: (WhisulJobFailedError, True, False),
+    WhisulJobTimeoutError: (WhisulError, False, False),
+}
+
+ERRORS = [
+    *(cls("what happened", job_id="j-1", http_status=418) for cls in HIERARCHY),
+    *(cls("without a job") for cls in HIERARCHY),
+    WhisulRateLimitError("slow down", job_id="j-1", http_status=429, retry_after=7.5),
+    WhisulConnectionError("refused", job_id="j-1", request_sent=False),
+    WhisulTLSError("bad certificate", request_sent=False),
+]
+
+
+def _name(error: object) -> str:
+    return f"{type(error).__name__}-{error}"
+
+
+def test_every_error_of_the_module_is_in_the_table() -> None:
+    defined = {value for value in vars(exceptions).values() if isinstance(value, type)}
+    assert {cls for cls in defined if issubclass(cls, WhisulError)} == set(HIERARCHY)
+
+
+@pytest.mark.parametrize("cls", HIERARCHY, ids=lambda cls: cls.__name__)
+def test_hierarchy(cls: type[WhisulError]) -> None:
+    parent, final, transient = HIERARCHY[cls]
+    assert parent in cls.__bases__
+    assert issubclass(cls, AirflowException)
+    assert issubclass(cls, AirflowFailException) is final
+    assert cls.transient is transient
+
+
+@pytest.mark.parametrize("cls", HIERARCHY, ids=lambda cls: cls.__name__)
+def test_attributes_default_to_unknown(cls: type[WhisulError]) -> None:
+    error = cls("what happened")
+    assert (str(error), error.job_id, error.http_status) == ("what happened", None, None)
+
+
+def test_a_connection_error_counts_as_sent_unless_known_otherwise() -> None:
+    assert WhisulConnectionError("reset").request_sent is True
+    assert WhisulRateLimitError("slow down").retry_after is None
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=_name)
+def test_serialize_round_trip_through_json(error: WhisulError) -> None:
+    again = error_from_dict(json.loads(json.dumps(error.as_dict(), allow_nan=False)))
+    assert type(again) is type(error)
+    assert (str(again), again.job_id, again.http_status) == (str(error), error.job_id, error.http_status)
+
+
+@pytest.mark.parametrize("name", ["WhisulErrorOfTheFuture", "KeyError", "object", ""])
+def test_an_unknown_type_becomes_the_base_error(name: str) -> None:
+    error = error_from_dict({"type": name, "message": "m", "job_id": "j-1", "http_status": 500})
+    assert type(error) is WhisulError
+    assert (str(error), error.job_id, error.http_status) == ("m", "j-1", 500)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=_name)
+def test_pickle_and_copy_keep_everything(error: WhisulError) -> None:
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert type(again) is type(error)
+        assert (str(again), vars(again)) == (str(error), vars(error))
+
+
+def test_airflow_can_serialize_it_as_one_of_its_own() -> None:
+    for error in ERRORS:
+        again = BaseSerialization.deserialize(BaseSerialization.serialize(error))
+        assert type(again) is type(error)
+        assert str(again) == str(error)

@@ -1,0 +1,93 @@
+"""What Airflow sees of the provider before any task runs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import jsonschema
+import pytest
+from airflow import __version__ as airflow_version
+
+from airflow_provider_whisul.get_provider_info import get_provider_info
+from airflow_provider_whisul.hooks.whisul import WhisulHook
+
+DAG_MODULES = (
+    "airflow_provider_whisul.operators.whisul",
+    "airflow_provider_whisul.sensors.whisul",
+    "airflow_provider_whisul.triggers.whisul",
+)
+
+
+def test_the_entry_point_leads_to_the_provider_info() -> None:
+    (entry_point,) = entry_points(group="apache_airflow_provider").select(name="provider_info", module=MODULE)
+    assert entry_point.load() is get_provider_info
+
+
+MODULE = "airflow_provider_whisul.get_provider_info"
+
+
+def test_airflow_accepts_the_provider_info() -> None:
+    import airflow
+
+    with open(f"{airflow.__path__[0]}/provider_info.schema.json") as file:
+        jsonschema.validate(get_provider_info(), json.load(file))
+
+
+@pytest.mark.parametrize("kind", ["hooks", "operators", "sensors", "triggers"])
+def test_the_modules_exist(kind: str) -> None:
+    for integration in get_provider_info()[kind]:
+        for module in integration["python-modules"]:
+            importlib.import_module(module)
+
+
+def test_the_connection_type_is_the_hooks() -> None:
+    (connection_type,) = get_provider_info()["connection-types"]
+    module, _, name = connection_type["hook-class-name"].rpartition(".")
+    assert getattr(importlib.import_module(module), name) is WhisulHook
+    assert connection_type["connection-type"] == WhisulHook.conn_type
+    assert connection_type["hook-name"] == WhisulHook.hook_name
+
+
+def test_both_forms_of_the_connection_have_the_same_fields() -> None:
+    (connection_type,) = get_provider_info()["connection-types"]
+    if airflow_version.startswith("2."):
+        assert set(WhisulHook.get_connection_form_widgets()) == set(connection_type["conn-fields"])
+    behaviour = WhisulHook.get_ui_field_behaviour()
+    assert behaviour["relabeling"] == connection_type["ui-field-behaviour"]["relabeling"]
+    assert set(behaviour) == {"hidden_fields", "relabeling", "placeholders"}
+
+
+_MEASURE = """
+import sys, time
+try:
+    from airflow.sdk import BaseOperator, BaseSensorOperator, DAG
+except ImportError:
+    from airflow import DAG
+    from airflow.models.baseoperator import BaseOperator
+    from airflow.sensors.base import BaseSensorOperator
+import airflow.providers.common.compat.sdk
+import airflow.triggers.base
+loaded = {{name for name in ("requests", "aiohttp") if name in sys.modules}}
+start = time.process_time()
+import {modules}
+spent = time.process_time() - start
+print(spent, *{{name for name in ("requests", "aiohttp") if name in sys.modules}} - loaded)
+"""
+
+
+def test_reading_a_dag_file_loads_no_client_and_takes_no_time() -> None:
+    """CPU time, and the best of five, since what is asked is what the code costs and not what else the machine does."""
+    code = _MEASURE.format(modules=", ".join(DAG_MODULES))
+    best = 1.0
+    for _ in range(5):
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        spent, *loaded = out.splitlines()[-1].split()
+        assert loaded == []
+        best = min(best, float(spent))
+        if best < 0.03:
+            break
+    assert best < 0.03
