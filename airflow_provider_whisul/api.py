@@ -365,6 +365,19 @@ def may_send_again(request: Request, error: WhisulError) -> bool:
     return error.transient and isinstance(error, WhisulConnectionError) and not error.request_sent
 
 
+def submission_lost(error: WhisulError) -> bool:
+    """
+    Return whether a submission that ended in an error may have made a job all the same.
+
+    :param error: How it ended.
+    """
+    if isinstance(error, WhisulConnectionError):
+        return error.request_sent
+    if isinstance(error, WhisulResponseError):
+        return error.http_status is not None and 200 <= error.http_status < 300
+    return isinstance(error, WhisulServerError)
+
+
 def quote(text: str) -> str:
     """Return a text of unknown origin on one line and bounded, fit for a message or a log line."""
     line = " ".join(text.split())

@@ -7,6 +7,7 @@ import random
 import time as system_time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 
 @dataclass(frozen=True)
@@ -27,3 +28,8 @@ class Clock:
 
 
 SYSTEM_CLOCK = Clock()
+
+
+def utc(at: float) -> str:
+    """Return a time in Unix seconds as people read it in a log."""
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -7,9 +7,20 @@ too, so that it ends Airflow's retries wherever it is raised, also inside a user
 
 from __future__ import annotations
 
-from typing import TypedDict
+from enum import Enum
+from typing import ClassVar, TypedDict
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+
+
+class TaskRetry(Enum):
+    """When Airflow should try a task again after an error, if the task has retries left."""
+
+    NEVER = "never"
+    AT_ONCE = "at once"
+    LADDER = "after 5, 10, 20, 40, 60 s or `Retry-After`"
+    SHORTLY = "after 10 to 30 s"
+    AS_SET = "after the task's own `retry_delay`"
 
 
 class SerializedError(TypedDict):
@@ -30,8 +41,14 @@ class WhisulError(AirflowException):
     :param http_status: The HTTP status of the answer, if there was one.
     """
 
-    #: Whether asking the same thing again, a little later, may bring another answer.
-    transient: bool = False
+    #: Whether looking again, a little later, may bring another answer. Hook and trigger go by it.
+    transient: ClassVar[bool] = False
+
+    #: When a task that it fails should be tried again. The retry policy goes by it.
+    task_retry: ClassVar[TaskRetry] = TaskRetry.AS_SET
+
+    #: What it has cost.
+    cost: ClassVar[str] = "nothing more"
 
     def __init__(self, message: str, *, job_id: str | None = None, http_status: int | None = None) -> None:
         super().__init__(message)
@@ -51,17 +68,29 @@ class WhisulError(AirflowException):
 class WhisulConfigurationError(WhisulError, AirflowFailException):
     """The Airflow connection cannot be used as it is: no key, a malformed key, an unsafe or malformed URL."""
 
+    task_retry = TaskRetry.NEVER
+    cost = "nothing: nothing was sent"
+
 
 class WhisulInvalidInputError(WhisulError, AirflowFailException):
     """The request was refused as malformed (400), or was not sent because it could only be refused. No job was made."""
+
+    task_retry = TaskRetry.NEVER
+    cost = "nothing: no job was made"
 
 
 class WhisulUnauthorizedError(WhisulError, AirflowFailException):
     """The API key is missing, malformed, revoked or not allowed to do this (401, 403)."""
 
+    task_retry = TaskRetry.NEVER
+    cost = "nothing; a job that runs goes on, and is found again once the key is right"
+
 
 class WhisulJobNotFoundError(WhisulError, AirflowFailException):
     """Whisul has no such job (404): the id is wrong, it belongs to another account, or the job has expired."""
+
+    task_retry = TaskRetry.NEVER
+    cost = "the song, if it was one and has expired"
 
 
 class WhisulRateLimitError(WhisulError):
@@ -72,6 +101,8 @@ class WhisulRateLimitError(WhisulError):
     """
 
     transient = True
+    task_retry = TaskRetry.LADDER
+    cost = "nothing: no job was made"
 
     def __init__(
         self,
@@ -89,6 +120,7 @@ class WhisulServerError(WhisulError):
     """Whisul or its CDN failed to answer (5xx)."""
 
     transient = True
+    task_retry = TaskRetry.SHORTLY
 
 
 class WhisulConnectionError(WhisulError):
@@ -99,6 +131,7 @@ class WhisulConnectionError(WhisulError):
     """
 
     transient = True
+    task_retry = TaskRetry.SHORTLY
 
     def __init__(
         self,
@@ -116,30 +149,60 @@ class WhisulTLSError(WhisulConnectionError):
     """The server's certificate could not be verified. Never retried: the other side may not be Whisul."""
 
     transient = False
+    task_retry = TaskRetry.AS_SET
+    cost = "nothing: nothing was sent"
 
 
 class WhisulResponseError(WhisulError):
     """An answer that is not what the API documents: HTML, truncated or wrong JSON, a missing field, a redirect."""
 
     transient = True
+    task_retry = TaskRetry.SHORTLY
+
+
+class WhisulAmbiguousSubmitError(WhisulError):
+    """
+    The answer to a submission was lost: the job may exist and may have been paid for, and nothing can find out.
+
+    Nothing below the task submits such a prompt again. Its ``__cause__`` says how the answer was lost.
+    """
+
+    task_retry = TaskRetry.SHORTLY
+    cost = "perhaps one song that nobody can find, and its successor"
+
+
+class WhisulAmbiguousSubmitFinalError(WhisulAmbiguousSubmitError, AirflowFailException):
+    """The same, where the user would rather look at it than have the prompt submitted again."""
+
+    task_retry = TaskRetry.NEVER
+    cost = "perhaps one song that nobody can find"
 
 
 class WhisulJobFailedError(WhisulError):
     """The job ended with status ``failed``. It cannot be resumed: only a new submission can make the song."""
 
+    task_retry = TaskRetry.AT_ONCE
+    cost = "the failed job, and its successor"
+
 
 class WhisulJobFailedFinalError(WhisulJobFailedError, AirflowFailException):
     """A failed job met by a task that cannot submit another, so that retrying the task would change nothing."""
+
+    task_retry = TaskRetry.NEVER
+    cost = "the failed job"
 
 
 class WhisulJobTimeoutError(WhisulError):
     """Our patience ended before the job did. The job may still be running, and may still complete."""
 
+    cost = "nothing more where the next try re-attaches, else another song"
 
-def _with_subclasses(cls: type[WhisulError]) -> dict[str, type[WhisulError]]:
+
+def all_errors(cls: type[WhisulError] = WhisulError) -> dict[str, type[WhisulError]]:
+    """Return every class of error by its name, from a base class on."""
     found = {cls.__name__: cls}
     for subclass in cls.__subclasses__():
-        found.update(_with_subclasses(subclass))
+        found.update(all_errors(subclass))
     return found
 
 
@@ -149,5 +212,5 @@ def error_from_dict(data: SerializedError) -> WhisulError:
 
     :param data: Its plain data. A type that this version does not know becomes a plain :class:`WhisulError`.
     """
-    cls = _with_subclasses(WhisulError).get(data["type"], WhisulError)
+    cls = all_errors().get(data["type"], WhisulError)
     return cls(data["message"], job_id=data["job_id"], http_status=data["http_status"])

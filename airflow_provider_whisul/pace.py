@@ -25,6 +25,9 @@ RATE_LIMIT_LADDER = (5.0, 10.0, 20.0, 40.0, 60.0)
 #: Seconds, least and most, before the same request again after a 5xx or a broken connection.
 BLIP_WAIT = (10.0, 30.0)
 
+#: Seconds after its submission in which a job that is not found is only not there yet.
+APPEARANCE_GRACE = 60.0
+
 #: How often one request is made, all in all, before the hook gives up.
 MAX_ATTEMPTS = 1 + len(RATE_LIMIT_LADDER)
 
@@ -57,6 +60,26 @@ def retry_wait(error: WhisulError, consecutive: int, chance: float) -> float:
         return max(rung, error.retry_after or 0.0)
     least, most = BLIP_WAIT
     return least + chance * (most - least)
+
+
+def quiet_until(error: WhisulError, now: float) -> float | None:
+    """
+    Return when Whisul may be asked again after a single error, in Unix seconds, None where it is only the usual pace.
+
+    :param error: The error.
+    :param now: When it came, in Unix seconds.
+    """
+    return now + retry_wait(error, 1, 0.0) if isinstance(error, WhisulRateLimitError) else None
+
+
+def may_yet_appear(submitted_at: float | None, now: float) -> bool:
+    """
+    Return whether a job that Whisul does not find may only not be there yet.
+
+    :param submitted_at: When it was submitted, in Unix seconds; None where that is not known.
+    :param now: The time, in Unix seconds.
+    """
+    return submitted_at is not None and now - submitted_at < APPEARANCE_GRACE
 
 
 def parse_retry_after(value: str | None, now: float) -> float | None:

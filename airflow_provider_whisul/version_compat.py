@@ -11,8 +11,14 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
 if TYPE_CHECKING:
+    from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
     from airflow.sdk.exceptions import TaskDeferralError, TaskDeferralTimeout
 else:
+    try:  # 3.3 and later
+        from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
+    except ImportError:
+        RetryDecision = RetryPolicy = object
+
     try:  # 3.2 and later
         from airflow.sdk.exceptions import TaskDeferralError, TaskDeferralTimeout
     except ImportError:
@@ -22,6 +28,9 @@ else:
             from airflow.exceptions import TaskDeferralTimeout
         except ImportError:
             TaskDeferralTimeout = TaskDeferralError
+
+#: Whether Airflow has retry policies.
+HAS_RETRY_POLICY = RetryPolicy is not object
 
 #: What Airflow raises in place of the event where it ended a deferral by itself.
 DEFERRAL_ERRORS = (TaskDeferralError, TaskDeferralTimeout)
@@ -53,3 +62,13 @@ def is_of_earlier_try(next_kwargs: dict[str, Any] | None, context: Context) -> b
         and "try_number" in (next_kwargs or {})
         and (next_kwargs or {})["try_number"] != context["ti"].try_number
     )
+
+
+__all__ = [
+    "DEFERRAL_ERRORS",
+    "HAS_RETRY_POLICY",
+    "RetryDecision",
+    "RetryPolicy",
+    "is_deferral_timeout",
+    "is_of_earlier_try",
+]

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from airflow_provider_whisul.api import WhisulJob, quote
-from airflow_provider_whisul.exceptions import WhisulError, WhisulJobTimeoutError, WhisulRateLimitError
-from airflow_provider_whisul.pace import MAX_CONSECUTIVE_BLIPS, MIN_POLL_INTERVAL, retry_wait
+from airflow_provider_whisul.clock import utc
+from airflow_provider_whisul.exceptions import (
+    WhisulError,
+    WhisulJobNotFoundError,
+    WhisulJobTimeoutError,
+    WhisulRateLimitError,
+)
+from airflow_provider_whisul.pace import MAX_CONSECUTIVE_BLIPS, MIN_POLL_INTERVAL, may_yet_appear, retry_wait
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +32,13 @@ class JobWatch:
     :param job_id: The job.
     :param poll_interval: Seconds between two looks, at least :data:`~airflow_provider_whisul.pace.MIN_POLL_INTERVAL`.
     :param deadline: When patience ends, in Unix seconds.
+    :param submitted_at: When the job was submitted, in Unix seconds, if that is known.
     """
 
     job_id: str
     poll_interval: float
     deadline: float
+    submitted_at: float | None = None
     _rate_limits: int = field(default=0, init=False)
     _blips: int = field(default=0, init=False)
     _last_error: WhisulError | None = field(default=None, init=False)
@@ -52,7 +59,11 @@ class JobWatch:
         if not_before is not None and not_before > self.deadline:
             raise self._timed_out()
         wait = self._until_deadline(now, self.poll_interval * (1 + chance))
-        return wait if not_before is None else max(wait, not_before - now)
+        if not_before is None:
+            return wait
+        # That was the ladder's first rung: another 429 is the second in a row.
+        self._rate_limits = 1
+        return max(wait, not_before - now)
 
     def after(self, seen: WhisulJob | WhisulError, now: float, chance: float) -> float | None:
         """
@@ -83,7 +94,7 @@ class JobWatch:
         return self._next_wait(now, self.poll_interval)
 
     def _after_error(self, error: WhisulError, now: float, chance: float) -> float:
-        if not error.transient:
+        if not error.transient and not self._may_yet_appear(error, now):
             raise error
         self._last_error = error
         if isinstance(error, WhisulRateLimitError):
@@ -100,6 +111,9 @@ class JobWatch:
         log.warning("%s Looking at job %s again in %.0f s.", error, self.job_id, wait)
         return wait
 
+    def _may_yet_appear(self, error: WhisulError, now: float) -> bool:
+        return isinstance(error, WhisulJobNotFoundError) and may_yet_appear(self.submitted_at, now)
+
     def _next_wait(self, now: float, wait: float) -> float:
         if now >= self.deadline:
             raise self._timed_out()
@@ -110,10 +124,9 @@ class JobWatch:
         return max(MIN_POLL_INTERVAL, min(wait, self.deadline - now))
 
     def _timed_out(self) -> WhisulJobTimeoutError:
-        until = datetime.fromtimestamp(self.deadline, UTC).isoformat(sep=" ", timespec="seconds")
         last = f" The last look failed: {quote(str(self._last_error))}" if self._last_error else ""
         return WhisulJobTimeoutError(
-            f"Whisul job {self.job_id} was not over by {until}, and waiting for it ended. It may still be running, and "
-            f"may still complete: a WhisulJobSensor with this job id finds it.{last}",
+            f"Whisul job {self.job_id} was not over by {utc(self.deadline)}, and waiting for it ended. It may still be "
+            f"running, and may still complete: a WhisulJobSensor with this job id finds it.{last}",
             job_id=self.job_id,
         )

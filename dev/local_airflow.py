@@ -211,7 +211,7 @@ class LocalAirflow:
 
         :raises LocalAirflowError: A DAG file cannot be read, with Airflow's reason, or the time is over.
         """
-        self._wait_until(
+        self.wait_until(
             lambda: all(self._has_dag(dag_id) for dag_id in dag_ids), timeout, f"the DAGs {', '.join(dag_ids)}"
         )
 
@@ -241,7 +241,7 @@ class LocalAirflow:
 
     def wait_for_scheduled_run(self, dag_id: str, timeout: float = 60.0) -> str:
         """Wait until the scheduler has made a run of the (unpaused) DAG and return its id."""
-        self._wait_until(lambda: bool(self.run_ids(dag_id)), timeout, f"the scheduled run of {dag_id}")
+        self.wait_until(lambda: bool(self.run_ids(dag_id)), timeout, f"the scheduled run of {dag_id}")
         return self.run_ids(dag_id)[0]
 
     def run_state(self, dag_id: str, run_id: str) -> str:
@@ -323,8 +323,34 @@ class LocalAirflow:
             last = tasks
             return state in FINISHED
 
-        self._wait_until(is_over, timeout, f"the end of run {run_id} of {dag_id}")
+        self.wait_until(is_over, timeout, f"the end of run {run_id} of {dag_id}")
         return self.run_state(dag_id, run_id)
+
+    def clear(self, dag_id: str, run_id: str, *task_ids: str) -> None:
+        """Clear tasks of a run, as a user does to have them run once more. Airflow 3 only."""
+        body = {"dry_run": False, "only_failed": False, "dag_run_id": run_id, "task_ids": task_ids}
+        self._request("POST", f"/dags/{dag_id}/clearTaskInstances", json=body)
+
+    def wait_until(self, is_so: Callable[[], bool], timeout: float, what: str) -> None:
+        """Wait until something is so.
+
+        :param is_so: Whether it is; asked every half second.
+        :param timeout: Seconds to wait.
+        :param what: What is waited for, for the error.
+        :raises LocalAirflowError: An Airflow process has ended by itself, or the time is over.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            self.check()
+            if is_so():
+                return
+            if time.monotonic() > deadline:
+                logs = "\n".join(
+                    f"--- {process.name}\n{tail(process.log.read_text(errors='replace'))}"
+                    for process in self._processes.values()
+                )
+                raise LocalAirflowError(f"Waited {timeout:.0f} s in vain for {what}.\n{logs}")
+            time.sleep(POLL_SECONDS)
 
     def _start(self) -> None:
         self._port = self._port or free_port()
@@ -335,7 +361,7 @@ class LocalAirflow:
             log = self.home / "logs" / f"{name}.log"
             self._processes[name] = AirflowProcess(name, arguments, self._env, log)
             self._processes[name].start()
-        self._wait_until(self._is_ready, START_SECONDS, "Airflow to start")
+        self.wait_until(self._is_ready, START_SECONDS, "Airflow to start")
 
     def _commands(self) -> dict[str, list[str]]:
         # The log servers of scheduler and triggerer have fixed ports, and all logs are on this machine anyway.
@@ -405,20 +431,6 @@ class LocalAirflow:
         )
         if done.returncode != 0:
             raise LocalAirflowError(f"`airflow {' '.join(arguments[:2])}` failed:\n{tail(done.stdout)}")
-
-    def _wait_until(self, is_so: Callable[[], bool], timeout: float, what: str) -> None:
-        deadline = time.monotonic() + timeout
-        while True:
-            self.check()
-            if is_so():
-                return
-            if time.monotonic() > deadline:
-                logs = "\n".join(
-                    f"--- {process.name}\n{tail(process.log.read_text(errors='replace'))}"
-                    for process in self._processes.values()
-                )
-                raise LocalAirflowError(f"Waited {timeout:.0f} s in vain for {what}.\n{logs}")
-            time.sleep(POLL_SECONDS)
 
     def _is_ready(self) -> bool:
         if self._is_2:

@@ -22,7 +22,7 @@ with DAG(
     start_date=datetime(2026, 1, 1),
     catchup=False,
     tags=["whisul", "example"],
-    # What the labels of the mapped tasks are made of.
+    # What the labels of the songs are made of; the submissions are labelled by their prompts anyway.
     user_defined_macros={"prompts": PROMPTS},
     doc_md="""
 ### Songs of the night
@@ -37,7 +37,6 @@ that prompt to have it made again.
 ) as dag:
     submit = WhisulGenerateOperator.partial(
         task_id="submit",
-        map_index_template="{{ prompts[ti.map_index] }}",
         doc_md="Asks Whisul for one song per prompt, and returns the job's id.",
     ).expand(prompt=PROMPTS)
 

@@ -74,6 +74,9 @@ def task_log(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[s
     """
     keep = _Keep()
     loggers = [logging.getLogger(name) for name in ("airflow.task", "airflow_provider_whisul")]
+    ours = logging.getLogger("airflow_provider_whisul")
+    level = ours.level
+    ours.setLevel(logging.INFO)
     for logger in loggers:
         logger.addHandler(keep)
 
@@ -82,5 +85,6 @@ def task_log(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[s
         return keep.lines + [line for line in printed if not any(kept in line for kept in keep.lines)]
 
     yield lines
+    ours.setLevel(level)
     for logger in loggers:
         logger.removeHandler(keep)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import selectors
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from airflow_provider_whisul.clock import Clock
@@ -79,8 +81,23 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._thread_done)
         return future
 
+    def thread_waits(self, threads: int) -> None:
+        self.virtual.threads -= threads
+
     def _thread_done(self, future: Future[Any] | asyncio.Future[Any]) -> None:
         self.virtual.threads -= 1
+
+
+def thread_clock(loop: VirtualLoop, chance: float = 0.0) -> Clock:
+    """Return the time of a loop as the clock of synchronous code that runs in one of its threads."""
+
+    def sleep(seconds: float) -> None:
+        # While the thread only waits for the loop's time, that may jump.
+        loop.call_soon_threadsafe(loop.thread_waits, 1)
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(seconds), loop).result()
+        loop.call_soon_threadsafe(loop.thread_waits, -1)
+
+    return Clock(time=loop.wall, sleep=sleep, random=lambda: chance)
 
 
 def run_virtually(main: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
@@ -111,18 +128,30 @@ class TaskContext(dict[str, Any]):
     run_id = "some-run"
 
     def __init__(self, xcoms: dict[str, Any] | None = None, **context: Any) -> None:
-        super().__init__(ti=self, **context)
+        super().__init__(ti=self, task=SimpleNamespace(retries=0), **context)
         self.xcoms = dict(xcoms or {})
 
-    def run(self, task: Any) -> Any:
-        """Execute an operator or a sensor as its task runner would."""
-        return task.execute(self)
+    def run(self, task: Any, next_method: str | None = None, next_kwargs: dict[str, Any] | None = None) -> Any:
+        """Execute an operator or a sensor, or resume it, as its task runner would."""
+        self["task"] = task
+        return task.resume_execution(next_method, next_kwargs, self) if next_method else task.execute(self)
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.xcoms[key] = value
 
     def xcom_pull(self, task_ids: str, key: str, map_indexes: int) -> Any:
-        return self.xcoms[key]
+        return self.xcoms.get(key)
 
     def get_first_reschedule_date(self, context: Any) -> None:
         return None
+
+
+class TaskStore(dict[str, Any]):
+    """Airflow's task state store, which outlives the tries of a task."""
+
+    def set(self, key: str, value: Any) -> None:
+        # As Airflow keeps it.
+        self[key] = json.loads(json.dumps(value, allow_nan=False))
+
+    def delete(self, key: str) -> None:
+        self.pop(key, None)

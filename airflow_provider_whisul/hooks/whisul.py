@@ -45,9 +45,11 @@ from airflow_provider_whisul.api import (
     quote,
     read_job,
     read_submission,
+    submission_lost,
 )
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_whisul.exceptions import (
+    WhisulAmbiguousSubmitError,
     WhisulConnectionError,
     WhisulError,
     WhisulJobNotFoundError,
@@ -71,6 +73,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEFAULT_CONN_ID = "whisul_default"
+
+#: Seconds after which a connection that was kept alive is not trusted with a submission. Some servers keep it for 5.
+IDLE_SECONDS = 3.0
 
 _HEADERS = {"Accept": "application/json", "User-Agent": f"airflow-provider-whisul/{__version__}"}
 
@@ -96,6 +101,7 @@ class WhisulHook(BaseHook):
         super().__init__()
         self.whisul_conn_id = whisul_conn_id
         self.clock = clock
+        self._last_answer_at = 0.0
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Field]:
@@ -134,17 +140,16 @@ class WhisulHook(BaseHook):
         """
         Submit a prompt. This costs credits (page api-reference/compose).
 
-        It is sent again only after a 429, or where it certainly never left this machine. Where the answer was lost
-        the job may exist and may have been paid for, and the API has no way to find out.
+        It is sent again only after a 429, or where it certainly never left this machine.
 
         :param prompt: What the song should be, in plain language.
         :return: The id of the job.
         :raises WhisulInvalidInputError: The prompt is empty or no string, or Whisul refused it (400).
         :raises WhisulUnauthorizedError: The key is not accepted.
         :raises WhisulRateLimitError: Still too many requests after six attempts.
-        :raises WhisulServerError: A 5xx. The job may exist.
-        :raises WhisulConnectionError: No answer. The job may exist where its ``request_sent`` is true.
-        :raises WhisulResponseError: An answer that is not the documented one. The job may exist.
+        :raises WhisulConnectionError: It could not be sent in six attempts.
+        :raises WhisulAmbiguousSubmitError: No answer, a 5xx or an unreadable 202: the job may exist.
+        :raises WhisulResponseError: Another answer that is not documented; no job was made.
         """
         request = generate_request(prompt)
 
@@ -155,7 +160,16 @@ class WhisulHook(BaseHook):
                 self.log.error("Whisul's answer to the refused request: %s", said)
             return read_submission(answer)
 
-        return self._with_retries(request, submit)
+        try:
+            return self._with_retries(request, submit)
+        except WhisulError as error:
+            if submission_lost(error):
+                raise WhisulAmbiguousSubmitError(
+                    f"{error} So the prompt may have become a job and may have been paid for. The API cannot tell, so "
+                    "it is not sent again here: look at your Whisul dashboard if in doubt.",
+                    http_status=error.http_status,
+                ) from error
+            raise
 
     def get_job(self, job_id: str, *, retry: bool = True) -> WhisulJob:
         """
@@ -180,7 +194,12 @@ class WhisulHook(BaseHook):
         return self._with_retries(request, look) if retry else look()
 
     def wait_for_job(
-        self, job_id: str, poll_interval: float = DEFAULT_POLL_INTERVAL, timeout: float = DEFAULT_TIMEOUT
+        self,
+        job_id: str,
+        poll_interval: float = DEFAULT_POLL_INTERVAL,
+        timeout: float = DEFAULT_TIMEOUT,
+        submitted_at: float | None = None,
+        seen: WhisulJob | WhisulError | None = None,
     ) -> WhisulJob:
         """
         Wait until a job is completed, looking at it from this process.
@@ -188,6 +207,9 @@ class WhisulHook(BaseHook):
         :param job_id: Its id.
         :param poll_interval: Seconds between two looks, at least 5.
         :param timeout: Seconds to wait at the most.
+        :param submitted_at: When the job was submitted, in Unix seconds, if that is known: for a minute, a job that
+            Whisul does not find is only not there yet.
+        :param seen: What a look that was made this moment has brought, so that the next one waits its turn.
         :return: The completed job.
         :raises ValueError: The interval is under 5 s, or the timeout no positive number.
         :raises WhisulJobFailedError: The job failed.
@@ -195,17 +217,18 @@ class WhisulHook(BaseHook):
         :raises WhisulError: As :meth:`get_job`; what is transient only after many failures in a row.
         """
         poll_interval = check_poll_interval(poll_interval, "poll_interval")
-        watch = JobWatch(job_id, poll_interval, deadline=self.clock.time() + check_timeout(timeout))
+        watch = JobWatch(job_id, poll_interval, self.clock.time() + check_timeout(timeout), submitted_at)
         while True:
-            seen: WhisulJob | WhisulError
-            try:
-                seen = job = self.get_job(job_id, retry=False)
-            except WhisulError as error:
-                seen = error
+            if seen is None:
+                try:
+                    seen = self.get_job(job_id, retry=False)
+                except WhisulError as error:
+                    seen = error
             wait = watch.after(seen, self.clock.time(), self.clock.random())
-            if wait is None:
-                return job
-            self.clock.sleep(wait)
+            if wait is None and isinstance(seen, WhisulJob):
+                return seen
+            self.clock.sleep(wait or 0.0)
+            seen = None
 
     def test_connection(self) -> tuple[bool, str]:
         """
@@ -257,6 +280,9 @@ class WhisulHook(BaseHook):
     def _send(self, request: Request) -> Answer:
         account = self.account
         give_up_at = time.monotonic() + account.timeout
+        if request.method == "POST" and self.clock.time() - self._last_answer_at > IDLE_SECONDS:
+            # A submission must not meet a connection that the server is just closing: whether it arrived were unknown.
+            self._session.close()
         try:
             with self._session.request(
                 request.method,
@@ -268,6 +294,7 @@ class WhisulHook(BaseHook):
                 stream=True,
             ) as response:
                 body, complete = _read_body(response, give_up_at)
+                self._last_answer_at = self.clock.time()
                 return Answer.received(
                     status=response.status_code,
                     headers=response.headers,

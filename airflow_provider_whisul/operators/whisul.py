@@ -5,26 +5,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_whisul.api import Song
-from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
+from airflow_provider_whisul.api import Song, WhisulJob, generate_request
+from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock, utc
+from airflow_provider_whisul.durable import SongMemory, Submission
+from airflow_provider_whisul.exceptions import (
+    WhisulAmbiguousSubmitError,
+    WhisulAmbiguousSubmitFinalError,
+    WhisulError,
+    WhisulJobFailedError,
+    WhisulJobNotFoundError,
+)
 from airflow_provider_whisul.pace import (
     DEFAULT_POLL_INTERVAL,
     DEFAULT_TIMEOUT,
     FRAMEWORK_TIMEOUT_MARGIN,
     check_poll_interval,
     check_timeout,
+    may_yet_appear,
+    quiet_until,
 )
-from airflow_provider_whisul.triggers.whisul import WhisulJobTrigger, deferral_error, song_from_event
+from airflow_provider_whisul.retry_policy import WHISUL_RETRY_POLICY
+from airflow_provider_whisul.triggers.whisul import (
+    NOT_CANCELLED,
+    WhisulJobTrigger,
+    deferral_error,
+    song_from_event,
+)
 from airflow_provider_whisul.version_compat import DEFERRAL_ERRORS, is_of_earlier_try
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_whisul.hooks.whisul import WhisulHook
+
+_UNTIL_CLEARED = 'Since on_ambiguous_submit is "fail", nothing is submitted until you clear this task.'
 
 #: The XCom that holds the job's id from the moment the job exists.
 XCOM_JOB_ID = "job_id"
@@ -34,19 +52,25 @@ class WhisulGenerateOperator(BaseOperator):
     """
     Submits a prompt to Whisul and, if asked to, waits for the song.
 
-    Each submission costs credits. Pushes the XCom ``job_id`` the moment the job exists.
+    Each submission costs credits. Pushes the XCom ``job_id`` the moment the job exists. From Airflow 3.3 on a later
+    try of the task goes on with the job of an earlier one instead of submitting again.
 
     :param prompt: What the song should be, in plain language (templated).
     :param whisul_conn_id: The Airflow connection that holds the API key (templated).
     :param wait_for_completion: Whether the task is done when the song is, and not already when the job is accepted.
     :param deferrable: Whether to wait in the triggerer, holding no worker, or else in the worker.
     :param poll_interval: Seconds (or a ``timedelta``) between two looks at the job, at least 5.
-    :param timeout: Seconds (or a ``timedelta``) to wait for the song, from its submission on.
+    :param timeout: Seconds (or a ``timedelta``) that one try waits for the song.
+    :param durable: Whether a later try goes on with the job of an earlier one (Airflow 3.3 and later).
+    :param on_ambiguous_submit: What to do where the answer to a submission was lost, so that the job may exist:
+        ``"retry"`` leaves it to Airflow's retries to submit again, ``"fail"`` ends the task until a user clears it.
     :return: Without waiting the job's id; waiting, the song: a dict of ``job_id, prompt, title, bpm,
         duration_seconds, song_url, image_url, tags`` (list)``, started_at, finished_at`` (ISO 8601, UTC).
-    :raises ValueError: When the DAG file is read: the interval is under 5 s, or the timeout not positive.
+    :raises ValueError: When the DAG file is read: the interval is under 5 s, the timeout not positive, or
+        ``on_ambiguous_submit`` another word.
     :raises WhisulInvalidInputError: The prompt is empty or refused; ends the task without a retry.
     :raises WhisulUnauthorizedError: The key is not accepted; likewise.
+    :raises WhisulAmbiguousSubmitError: The answer to the submission was lost.
     :raises WhisulJobFailedError: The job failed; a retry of the task makes a new song.
     :raises WhisulJobTimeoutError: The job was not over in time; it may still be running.
     :raises WhisulError: Anything else; see :mod:`airflow_provider_whisul.exceptions`.
@@ -67,8 +91,11 @@ class WhisulGenerateOperator(BaseOperator):
         deferrable: bool = True,
         poll_interval: float | timedelta = DEFAULT_POLL_INTERVAL,
         timeout: float | timedelta = DEFAULT_TIMEOUT,
+        durable: bool = True,
+        on_ambiguous_submit: Literal["retry", "fail"] = "retry",
         **kwargs: Any,
     ) -> None:
+        set_default_retry_policy(kwargs)
         super().__init__(**kwargs)
         self.prompt = prompt
         self.whisul_conn_id = whisul_conn_id
@@ -76,12 +103,21 @@ class WhisulGenerateOperator(BaseOperator):
         self.deferrable = deferrable
         self.poll_interval = check_poll_interval(poll_interval, "poll_interval")
         self.timeout = check_timeout(timeout)
+        self.durable = durable
+        if on_ambiguous_submit not in ("retry", "fail"):
+            raise ValueError(f'on_ambiguous_submit is {on_ambiguous_submit!r}; it must be "retry" or "fail".')
+        self.on_ambiguous_submit = on_ambiguous_submit
+        self._job_id: str | None = None
 
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
         """Take what all mapped tasks share, refusing already here what ``__init__`` would refuse at run time only."""
         if "poll_interval" in kwargs:
             check_poll_interval(kwargs["poll_interval"], "poll_interval")
+        # Airflow hands mapped tasks a retry policy of None where the user has set none.
+        set_default_retry_policy(kwargs)
+        # So that the UI's rows are told apart by what they make.
+        kwargs.setdefault("map_index_template", "{{ task.prompt | string | truncate(60) }}")
         return super().partial(**kwargs)
 
     @cached_property
@@ -92,19 +128,28 @@ class WhisulGenerateOperator(BaseOperator):
         return WhisulHook(self.whisul_conn_id, clock=self.clock)
 
     def execute(self, context: Context) -> str | Song:
-        job_id = self.hook.generate(self.prompt)
+        """Submit the prompt, or go on with the job that an earlier try submitted."""
+        # Refused before anything else: a prompt that is no text makes no job and leaves no note.
+        generate_request(self.prompt)
+        memory = SongMemory.of(context, self.prompt, self.durable)
+        submission, seen = self._go_on(memory) or self._submit(memory)
+        job_id = self._job_id = submission.job_id
         context["ti"].xcom_push(key=XCOM_JOB_ID, value=job_id)
-        self.log.info("Whisul accepted the prompt as job %s", job_id)
         if not self.wait_for_completion:
             return job_id
+        if isinstance(seen, WhisulJob) and seen.completed:
+            return self._deliver(memory, seen.song())
         if not self.deferrable:
-            return self.hook.wait_for_job(job_id, self.poll_interval, self.timeout).song()
+            return self._wait_here(memory, submission, seen)
+        now = self.clock.time()
         return self.defer(
             trigger=WhisulJobTrigger(
                 job_id=job_id,
                 whisul_conn_id=self.whisul_conn_id,
                 poll_interval=self.poll_interval,
-                deadline=self.clock.time() + self.timeout,
+                deadline=now + self.timeout,
+                submitted_at=submission.at,
+                not_before=quiet_until(seen, now) if isinstance(seen, WhisulError) else None,
             ),
             method_name="execute_complete",
             kwargs={"job_id": job_id, "try_number": context["ti"].try_number},
@@ -122,9 +167,13 @@ class WhisulGenerateOperator(BaseOperator):
         :param try_number: The try that deferred.
         :return: The song, as :meth:`execute` returns it.
         """
-        song = song_from_event(event, job_id)
-        self.log.info("Whisul job %s is completed: %r", job_id, song["title"])
-        return song
+        memory = SongMemory.of(context, self.prompt, self.durable)
+        try:
+            song = song_from_event(event, job_id)
+        except (WhisulJobFailedError, WhisulJobNotFoundError):
+            memory.forget()
+            raise
+        return self._deliver(memory, song)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral, naming the job where Airflow ended it by itself."""
@@ -136,3 +185,86 @@ class WhisulGenerateOperator(BaseOperator):
             ti = context["ti"]
             job_id = ti.xcom_pull(task_ids=ti.task_id, key=XCOM_JOB_ID, map_indexes=ti.map_index)
             raise deferral_error(error, str(job_id)) from error
+
+    def on_kill(self) -> None:
+        """Say what becomes of the job where the task is ended from outside."""
+        if self._job_id is not None:
+            self.log.warning(NOT_CANCELLED, self._job_id)
+
+    def _go_on(self, memory: SongMemory) -> tuple[Submission, WhisulJob | WhisulError] | None:
+        """Return the job of an earlier try and what a look at it brings, None if there is none to go on with."""
+        note = memory.earlier
+        submission = note and note.submission
+        if not submission:
+            return None
+        seen: WhisulJob | WhisulError
+        try:
+            seen = self.hook.get_job(submission.job_id, retry=False)
+        except WhisulError as error:
+            seen = error
+        if isinstance(seen, WhisulJobNotFoundError) and may_yet_appear(submission.at, self.clock.time()):
+            pass
+        elif isinstance(seen, WhisulJobNotFoundError) or (isinstance(seen, WhisulJob) and seen.failed):
+            ended = seen.failure() if isinstance(seen, WhisulJob) else seen
+            self.log.warning("An earlier try got %s. %s This try submits the prompt anew.", submission, ended)
+            return None
+        elif isinstance(seen, WhisulError) and not seen.transient:
+            raise seen
+        found = f"It is {seen.status}." if isinstance(seen, WhisulJob) else str(seen)
+        self.log.info("Going on with an earlier try's %s; nothing is submitted. %s", submission, found)
+        return submission, seen
+
+    def _submit(self, memory: SongMemory) -> tuple[Submission, WhisulJob]:
+        """Submit the prompt, and return the job as it must stand then."""
+        self._face_a_lost_submission(memory)
+        memory.intend(self.clock.time())
+        try:
+            job_id = self.hook.generate(self.prompt)
+        except WhisulAmbiguousSubmitError as error:
+            if self.on_ambiguous_submit == "retry":
+                raise
+            raise WhisulAmbiguousSubmitFinalError(f"{error} {_UNTIL_CLEARED}", http_status=error.http_status) from error
+        except WhisulError:
+            # Certainly no job was made, so that the next try has nothing to wonder about.
+            memory.forget()
+            raise
+        # Said before it is noted: should that fail, the log still knows the job.
+        self.log.info("Whisul accepted the prompt as job %s", job_id)
+        # The time of the answer: before it, a rate limit may have been waited out for minutes.
+        submission = Submission(job_id, self.clock.time())
+        # A task that does not wait has all it is asked for.
+        memory.submitted(submission, delivered=not self.wait_for_completion)
+        return submission, WhisulJob(submission.job_id, "running")
+
+    def _face_a_lost_submission(self, memory: SongMemory) -> None:
+        """Warn where an earlier try may have submitted the prompt without learning of the job, or end the task."""
+        note = memory.earlier
+        if note is None or note.submission is not None:
+            return
+        lost = (
+            f"An earlier try began to submit this prompt at {utc(note.submitted_at)} and did not learn or note which "
+            "job it got. A song may already have been paid for, and the API cannot tell: look at your Whisul dashboard "
+            "if in doubt."
+        )
+        if self.on_ambiguous_submit == "fail" and not memory.cleared_since(note):
+            raise WhisulAmbiguousSubmitFinalError(f"{lost} {_UNTIL_CLEARED}")
+        self.log.warning("%s Submitting it again.", lost)
+
+    def _wait_here(self, memory: SongMemory, submission: Submission, seen: WhisulJob | WhisulError) -> Song:
+        try:
+            job = self.hook.wait_for_job(submission.job_id, self.poll_interval, self.timeout, submission.at, seen)
+        except (WhisulJobFailedError, WhisulJobNotFoundError):
+            memory.forget()
+            raise
+        return self._deliver(memory, job.song())
+
+    def _deliver(self, memory: SongMemory, song: Song) -> Song:
+        memory.delivered()
+        self.log.info("Whisul job %s is completed: %r", song["job_id"], song["title"])
+        return song
+
+
+def set_default_retry_policy(kwargs: dict[str, Any]) -> None:
+    """Have an operator's arguments name our retry policy where they name none."""
+    if WHISUL_RETRY_POLICY is not None and kwargs.get("retry_policy") is None:
+        kwargs["retry_policy"] = WHISUL_RETRY_POLICY

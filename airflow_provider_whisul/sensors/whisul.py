@@ -18,12 +18,12 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_whisul.api import Song, WhisulJob
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
+from airflow_provider_whisul.durable import lasting_deadline
 from airflow_provider_whisul.exceptions import (
     WhisulError,
     WhisulJobFailedError,
     WhisulJobFailedFinalError,
     WhisulJobTimeoutError,
-    WhisulRateLimitError,
 )
 from airflow_provider_whisul.pace import (
     DEFAULT_POLL_INTERVAL,
@@ -32,7 +32,7 @@ from airflow_provider_whisul.pace import (
     MIN_POLL_INTERVAL,
     check_poll_interval,
     check_timeout,
-    retry_wait,
+    quiet_until,
 )
 from airflow_provider_whisul.triggers.whisul import WhisulJobTrigger, deferral_error, song_from_event
 from airflow_provider_whisul.version_compat import DEFERRAL_ERRORS, is_of_earlier_try
@@ -55,7 +55,8 @@ class WhisulJobSensor(BaseSensorOperator):
     :param whisul_conn_id: The Airflow connection that holds the API key (templated).
     :param deferrable: Whether to wait in the triggerer; if not, ``mode`` says how the worker waits.
     :param poke_interval: Seconds (or a ``timedelta``) between two looks at the job, at least 5.
-    :param timeout: Seconds (or a ``timedelta``) to wait, all in all.
+    :param timeout: Seconds (or a ``timedelta``) to wait, all in all: a retry does not begin anew (deferred: from
+        Airflow 3.3 on; rescheduled: always).
     :return: The song: a dict of ``job_id, prompt, title, bpm, duration_seconds, song_url, image_url, tags`` (list)``,
         started_at, finished_at`` (ISO 8601, UTC).
     :raises ValueError: When the DAG file is read: the interval is under 5 s, or the timeout not positive.
@@ -153,7 +154,8 @@ class WhisulJobSensor(BaseSensorOperator):
                 raise error from ended
 
     def _look_once_then_defer(self, context: Context) -> Song:
-        deadline = self.clock.time() + self.timeout
+        now = self.clock.time()
+        deadline = lasting_deadline(context, now + self.timeout)
         not_before = None
         try:
             song = _song_if_over(self.hook.get_job(self.job_id, retry=False))
@@ -161,8 +163,7 @@ class WhisulJobSensor(BaseSensorOperator):
             if not error.transient:
                 raise
             self.log.warning("%s The triggerer goes on looking at job %s.", error, self.job_id)
-            if isinstance(error, WhisulRateLimitError):
-                not_before = self.clock.time() + retry_wait(error, 1, 0)
+            not_before = quiet_until(error, self.clock.time())
         else:
             if song is not None:
                 return song
@@ -176,7 +177,7 @@ class WhisulJobSensor(BaseSensorOperator):
             ),
             method_name="execute_complete",
             kwargs={"try_number": context["ti"].try_number},
-            timeout=timedelta(seconds=self.timeout + FRAMEWORK_TIMEOUT_MARGIN),
+            timeout=timedelta(seconds=max(0.0, deadline - now) + FRAMEWORK_TIMEOUT_MARGIN),
         )
 
     @contextmanager

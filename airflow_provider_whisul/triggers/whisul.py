@@ -14,6 +14,13 @@ from airflow_provider_whisul.pace import check_poll_interval
 from airflow_provider_whisul.version_compat import is_deferral_timeout
 from airflow_provider_whisul.watch import JobWatch
 
+#: What is said where a user ends a task whose job runs on.
+NOT_CANCELLED = (
+    "Whisul cannot cancel a job: job %s goes on, and costs what it costs. A later try of this task goes on with it "
+    "(a WhisulGenerateOperator from Airflow 3.3 on, a WhisulJobSensor always); until then a WhisulJobSensor with this "
+    "job id finds it."
+)
+
 
 class CompletedEvent(TypedDict):
     """What a trigger reports of a completed job."""
@@ -42,6 +49,8 @@ class WhisulJobTrigger(BaseTrigger):
     :param whisul_conn_id: The Airflow connection that holds the API key.
     :param poll_interval: Seconds between two looks, at least 5.
     :param deadline: When waiting ends, in Unix seconds (UTC), so that a restart does not prolong it.
+    :param submitted_at: When the job was submitted, in Unix seconds, if that is known: for a minute, a job that Whisul
+        does not find is only not there yet.
     :param not_before: When the first look may be made at the earliest, in Unix seconds: the end of a rate limit that
         whoever defers has met.
     """
@@ -55,6 +64,7 @@ class WhisulJobTrigger(BaseTrigger):
         whisul_conn_id: str,
         poll_interval: float,
         deadline: float,
+        submitted_at: float | None = None,
         not_before: float | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -62,6 +72,7 @@ class WhisulJobTrigger(BaseTrigger):
         self.whisul_conn_id = whisul_conn_id
         self.poll_interval = check_poll_interval(poll_interval, "poll_interval")
         self.deadline = deadline
+        self.submitted_at = submitted_at
         self.not_before = not_before
 
     def serialize(self) -> tuple[str, dict[str, str | float | None]]:
@@ -73,6 +84,7 @@ class WhisulJobTrigger(BaseTrigger):
                 "whisul_conn_id": self.whisul_conn_id,
                 "poll_interval": self.poll_interval,
                 "deadline": self.deadline,
+                "submitted_at": self.submitted_at,
                 "not_before": self.not_before,
             },
         )
@@ -88,12 +100,16 @@ class WhisulJobTrigger(BaseTrigger):
             event = {"status": "completed", "job_id": self.job_id, "song": job.song()}
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
+    async def on_kill(self) -> None:
+        """Say what becomes of the job where a user ends the waiting (Airflow 3.3 and later)."""
+        self.log.warning(NOT_CANCELLED, self.job_id)
+
     async def _wait(self) -> WhisulJob:
         # Loaded here, so that reading a DAG file loads no HTTP client.
         from airflow_provider_whisul.hooks.whisul import WhisulAsyncHook
 
         clock = self.clock
-        watch = JobWatch(self.job_id, self.poll_interval, self.deadline)
+        watch = JobWatch(self.job_id, self.poll_interval, self.deadline, self.submitted_at)
         async with WhisulAsyncHook(self.whisul_conn_id, clock=clock) as hook:
             wait: float | None = watch.first_wait(clock.time(), clock.random(), self.not_before)
             self.log.info("Looking at Whisul job %s every %g s, first in %.0f s", self.job_id, self.poll_interval, wait)

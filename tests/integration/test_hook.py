@@ -13,6 +13,7 @@ import pytest
 
 from airflow_provider_whisul.api import Request
 from airflow_provider_whisul.exceptions import (
+    WhisulAmbiguousSubmitError,
     WhisulConfigurationError,
     WhisulConnectionError,
     WhisulError,
@@ -61,6 +62,15 @@ class TestGenerate:
         assert (request.method, request.prompt, request.authorization) == ("POST", "a trap song", "ok")
         assert not request.key_elsewhere
         assert request.user_agent.startswith("airflow-provider-whisul/")
+
+    @pytest.mark.parametrize(("pause", "connections"), [(1, 1), (10, 2)])
+    def test_does_not_trust_an_idle_connection(
+        self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock, pause: float, connections: int
+    ) -> None:
+        hook.generate("one")
+        clock.now += pause
+        hook.generate("two")
+        assert len({request.connection for request in sandbox.requests}) == connections
 
     @pytest.mark.parametrize("prompt", ["", "  \n", None, 7, ["a song"]])
     def test_refuses_what_can_only_be_refused(self, sandbox: Sandbox, hook: WhisulHook, prompt: object) -> None:
@@ -118,24 +128,28 @@ class TestGenerate:
             ("post-html-202", WhisulResponseError),
             ("post-no-id", WhisulResponseError),
             ("post-bad-id", WhisulResponseError),
-            ("post-redirect", WhisulResponseError),
         ],
     )
     def test_never_sends_again_what_may_have_arrived(
         self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock, fault: str, error: type[WhisulError]
     ) -> None:
-        with pytest.raises(error):
+        with pytest.raises(WhisulAmbiguousSubmitError, match="may have been paid for") as caught:
             hook.generate(f"a song [sandbox:{fault}]")
+        assert type(caught.value.__cause__) is error
         assert len(sandbox.requests) == 1
         assert clock.slept == []
+
+    def test_an_answer_that_made_no_job_is_not_ambiguous(self, sandbox: Sandbox, hook: WhisulHook) -> None:
+        with pytest.raises(WhisulResponseError, match="redirect"):
+            hook.generate("a song [sandbox:post-redirect]")
+        assert len(sandbox.requests) == 1
 
     def test_does_not_send_again_after_a_time_out(
         self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         connect(monkeypatch, sandbox.base_url, timeout=0.2)
-        with pytest.raises(WhisulConnectionError, match="may have arrived") as caught:
+        with pytest.raises(WhisulAmbiguousSubmitError, match="may have arrived"):
             hook.generate("a song [sandbox:post-slow=2]")
-        assert caught.value.request_sent
         assert len(sandbox.requests) == 1
         assert clock.slept == []
 

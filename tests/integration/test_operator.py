@@ -75,6 +75,7 @@ def test_defers_with_ids_and_times_alone(sandbox: Sandbox, make: Make) -> None:
         "whisul_conn_id": "whisul_default",
         "poll_interval": 7,
         "deadline": NOON + 600,
+        "submitted_at": NOON,
         "not_before": None,
     }
     # Airflow's own timeout comes later, so that the clear message wins.
@@ -88,13 +89,13 @@ def test_defers_with_ids_and_times_alone(sandbox: Sandbox, make: Make) -> None:
 def test_goes_on_after_the_trigger(sandbox: Sandbox, make: Make) -> None:
     song = {"job_id": "some-job", "title": "Midnight Grid"}
     event = {"status": "completed", "job_id": "some-job", "song": song}
-    assert make().execute_complete({}, event=event, job_id="some-job") == song
+    assert make().execute_complete(TaskContext(), event=event, job_id="some-job") == song
 
 
 @pytest.mark.parametrize("event", [None, {"status": "odd"}])
 def test_an_event_that_makes_no_sense_names_the_job(make: Make, event: object) -> None:
     with pytest.raises(WhisulError, match="some-job"):
-        make().execute_complete({}, event=event, job_id="some-job")
+        make().execute_complete(TaskContext(), event=event, job_id="some-job")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from airflow_provider_whisul.pace import FRAMEWORK_TIMEOUT_MARGIN
 from airflow_provider_whisul.sandbox import Sandbox
 from airflow_provider_whisul.sensors.whisul import WhisulJobSensor
 from airflow_provider_whisul.triggers.whisul import WhisulJobTrigger
-from tests.support import NOON, FakeClock, TaskContext
+from tests.support import NOON, FakeClock, TaskContext, TaskStore
 
 Make = Callable[..., WhisulJobSensor]
 MODES = [{"deferrable": True}, {"deferrable": False, "mode": "poke"}, {"deferrable": False, "mode": "reschedule"}]
@@ -83,10 +83,29 @@ class TestDeferred:
             "whisul_conn_id": "whisul_default",
             "poll_interval": 7,
             "deadline": NOON + 600,
+            "submitted_at": None,
             "not_before": None,
         }
         assert deferred.value.timeout == timedelta(seconds=600 + FRAMEWORK_TIMEOUT_MARGIN)
         assert [request.method for request in sandbox.requests] == ["POST", "GET"]
+
+    def test_a_retry_does_not_begin_to_wait_anew(
+        self, make: Make, submit: Callable[[str], str], clock: FakeClock
+    ) -> None:
+        """From 3.3 on; a user who clears the task does begin anew."""
+        job_id = submit("a song [sandbox:forever]")
+        store = TaskStore()
+        deadlines = []
+        for max_tries in (2, 2, 4):
+            context = TaskContext(task_state_store=store)
+            context.max_tries = max_tries
+            with pytest.raises(TaskDeferred) as deferred:
+                context.run(make(job_id=job_id, timeout=600, retries=2))
+            deadlines.append(trigger_of(deferred).deadline)
+            left = deadlines[-1] - clock.now
+            assert deferred.value.timeout == timedelta(seconds=left + FRAMEWORK_TIMEOUT_MARGIN)
+            clock.now += 100
+        assert deadlines == [NOON + 600, NOON + 600, NOON + 800]
 
     @pytest.mark.parametrize("fault", ["get-500", "get-drop", "get-html-200"])
     def test_a_blip_in_the_first_look_neither_fails_nor_holds_the_worker(

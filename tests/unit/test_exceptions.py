@@ -12,6 +12,9 @@ from airflow.serialization.serialized_objects import BaseSerialization
 
 from airflow_provider_whisul import exceptions
 from airflow_provider_whisul.exceptions import (
+    TaskRetry,
+    WhisulAmbiguousSubmitError,
+    WhisulAmbiguousSubmitFinalError,
     WhisulConfigurationError,
     WhisulConnectionError,
     WhisulError,
@@ -40,6 +43,8 @@ HIERARCHY: dict[type[WhisulError], tuple[type[Exception], bool, bool]] = {
     WhisulConnectionError: (WhisulError, False, True),
     WhisulTLSError: (WhisulConnectionError, False, False),
     WhisulResponseError: (WhisulError, False, True),
+    WhisulAmbiguousSubmitError: (WhisulError, False, False),
+    WhisulAmbiguousSubmitFinalError: (WhisulAmbiguousSubmitError, True, False),
     WhisulJobFailedError: (WhisulError, False, False),
     WhisulJobFailedFinalError: (WhisulJobFailedError, True, False),
     WhisulJobTimeoutError: (WhisulError, False, False),
@@ -70,6 +75,7 @@ def test_hierarchy(cls: type[WhisulError]) -> None:
     assert issubclass(cls, AirflowException)
     assert issubclass(cls, AirflowFailException) is final
     assert cls.transient is transient
+    assert (cls.task_retry is TaskRetry.NEVER) is final
 
 
 @pytest.mark.parametrize("cls", HIERARCHY, ids=lambda cls: cls.__name__)

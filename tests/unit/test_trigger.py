@@ -12,13 +12,16 @@ from airflow_provider_whisul.version_compat import DEFERRAL_ERRORS
 
 
 def test_is_made_again_from_what_it_serialises() -> None:
-    path, kwargs = WhisulJobTrigger("some-job", "whisul_default", 10, 1_771_329_600.0, 1_771_329_000.0).serialize()
+    path, kwargs = WhisulJobTrigger(
+        "some-job", "whisul_default", 10, 1_771_329_600.0, 1_771_320_000.0, 1_771_329_000.0
+    ).serialize()
     assert path == "airflow_provider_whisul.triggers.whisul.WhisulJobTrigger"
     assert kwargs == {
         "job_id": "some-job",
         "whisul_conn_id": "whisul_default",
         "poll_interval": 10,
         "deadline": 1_771_329_600.0,
+        "submitted_at": 1_771_320_000.0,
         "not_before": 1_771_329_000.0,
     }
     assert WhisulJobTrigger(**kwargs).serialize() == (path, kwargs)

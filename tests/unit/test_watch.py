@@ -227,7 +227,7 @@ def test_a_time_out_names_the_job_and_says_that_it_may_still_run() -> None:
         watch(deadline=1_771_342_774.9).after(RUNNING, 1_771_342_775, 0.0)
     message = str(raised.value)
     assert raised.value.job_id == "j-1"
-    assert message.startswith("Whisul job j-1 was not over by 2026-02-17 15:39:34+00:00")
+    assert message.startswith("Whisul job j-1 was not over by 2026-02-17 15:39:34 UTC")
     assert "may still be running" in message
     assert "WhisulJobSensor" in message
     assert "last look" not in message

@@ -1,0 +1,50 @@
+"""When Airflow tries a task again after one of our errors (3.3 and later)."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from airflow_provider_whisul.clock import SYSTEM_CLOCK
+from airflow_provider_whisul.exceptions import TaskRetry, WhisulError
+from airflow_provider_whisul.pace import retry_wait
+from airflow_provider_whisul.version_compat import HAS_RETRY_POLICY, RetryDecision, RetryPolicy
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+
+class WhisulRetryPolicy(RetryPolicy):
+    """
+    Retries as the error asks: see ``task_retry`` of each class in :mod:`airflow_provider_whisul.exceptions`.
+
+    It decides when, never how often: that stays with the task's ``retries``.
+    """
+
+    def evaluate(
+        self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
+    ) -> RetryDecision:
+        """
+        Return whether and when to try again.
+
+        :param exception: What failed the task.
+        :param try_number: Which try it failed, from 1 on.
+        :param max_tries: How many tries the task has.
+        :param context: The task's context.
+        """
+        if not isinstance(exception, WhisulError) or exception.task_retry is TaskRetry.AS_SET:
+            return RetryDecision.default()
+        if exception.task_retry is TaskRetry.NEVER:
+            return RetryDecision.fail(reason=str(exception))
+        wait = 0.0
+        if exception.task_retry is not TaskRetry.AT_ONCE:
+            wait = retry_wait(exception, try_number, SYSTEM_CLOCK.random())
+        return RetryDecision.retry(delay=timedelta(seconds=wait), reason=str(exception))
+
+    def serialize(self) -> dict[str, str]:
+        """Return what the serialised DAG holds of it; it is never made again from that."""
+        return {"__type": f"{type(self).__module__}.{type(self).__qualname__}"}
+
+
+#: The operator's retry policy unless its user sets one; None where Airflow has no retry policies.
+WHISUL_RETRY_POLICY = WhisulRetryPolicy() if HAS_RETRY_POLICY else None

@@ -1,0 +1,14 @@
+"""The documentation says what the code does."""
+
+from __future__ import annotations
+
+from airflow_provider_whisul.exceptions import WhisulError, all_errors
+from dev.failure_table import CASES, PAGE, page
+
+
+def test_the_table_of_failures_is_the_codes() -> None:
+    assert PAGE.read_text() == page(), "Run make docs."
+
+
+def test_the_table_of_failures_has_every_error() -> None:
+    assert {type(error) for _, error in CASES} == set(all_errors().values()) - {WhisulError}
