@@ -17,7 +17,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo airflow test test-all test-others lint docs clean $(addprefix test-,$(OTHERS))
+.PHONY: help demo airflow test test-all test-others lint docs pacing clean $(addprefix test-,$(OTHERS))
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -42,6 +42,9 @@ lint: .venv/installed ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+pacing: .venv/installed ## Simulate the pace of many jobs on one key whose limit nobody knows (a minute)
+	@$(BIN)/python -m benchmarks.pacing
 
 docs: .venv/installed ## Write the tables of the documentation from the code
 	$(BIN)/python -m dev.failure_table

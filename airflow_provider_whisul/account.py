@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import math
 import os
@@ -25,12 +26,19 @@ class WhisulAccount:
     :param api_key: The key. It stands in no repr.
     :param timeout: Seconds that one request may take.
     :param verify: Whether the server's certificate is verified, or the file of the CA to verify it with.
+    :param max_requests_per_second: The account's rate limit, where its user knows it.
     """
 
     base_url: str
     api_key: str = field(repr=False)
     timeout: float = DEFAULT_REQUEST_TIMEOUT
     verify: bool | str = True
+    max_requests_per_second: float | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this account from others and names no key: whoever shares it shares a rate limit."""
+        return hashlib.sha256(f"{self.base_url} {self.api_key}".encode()).hexdigest()
 
     @property
     def is_loopback(self) -> bool:
@@ -56,15 +64,17 @@ class WhisulAccount:
         :param schema: ``https`` (also where blank) or ``http``, for a host that is not a full URL.
         :param port: The port, for a host that is not a full URL.
         :param password: The API key.
-        :param extra: ``timeout`` in seconds and ``verify``, true, false or the path of a CA file.
+        :param extra: ``timeout`` in seconds; ``verify``, true, false or the path of a CA file;
+            ``max_requests_per_second``.
         :raises WhisulConfigurationError: One of them cannot be used; the message says which and why.
         """
         try:
             return cls(
                 base_url=_base_url(host, schema, port),
                 api_key=_api_key(password),
-                timeout=_timeout(extra.get("timeout")),
+                timeout=_positive(extra, "timeout") or DEFAULT_REQUEST_TIMEOUT,
                 verify=_verify(extra.get("verify")),
+                max_requests_per_second=_positive(extra, "max_requests_per_second"),
             )
         except ValueError as error:
             raise WhisulConfigurationError(f"Airflow connection {conn_id!r} cannot be used: {error}") from None
@@ -126,16 +136,17 @@ def _is_loopback(hostname: str) -> bool:
         return False
 
 
-def _timeout(value: object) -> float:
+def _positive(extra: Mapping[str, object], name: str) -> float | None:
+    value = extra.get(name)
     if value is None or value == "":
-        return DEFAULT_REQUEST_TIMEOUT
+        return None
     try:
-        seconds = math.nan if isinstance(value, bool) or not isinstance(value, int | float | str) else float(value)
+        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float | str) else float(value)
     except (ValueError, OverflowError):
-        seconds = math.nan
-    if not (0 < seconds < math.inf):
-        raise ValueError("its extra 'timeout' must be a positive number of seconds.")
-    return seconds
+        number = math.nan
+    if not (0 < number < math.inf):
+        raise ValueError(f"its extra {name!r} must be a positive number{' of seconds' if name == 'timeout' else ''}.")
+    return number
 
 
 def _verify(value: object) -> bool | str:

@@ -106,6 +106,7 @@ class SongMemory:
         self._prompt = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
         self._round = round
         self._note = None if store is None else SongNote.read(store.get(NOTE_KEY))
+        self._before: SongNote | None = None
 
     @classmethod
     def of(cls, context: Context, prompt: str, durable: bool) -> SongMemory:
@@ -144,7 +145,15 @@ class SongMemory:
 
     def intend(self, now: float) -> None:
         """Note that the prompt is about to be submitted."""
+        self._before = self._note
         self._keep(SongNote(self._prompt, now, self._round))
+
+    def withdraw(self) -> None:
+        """Take the intent back, since it certainly made no job. A submission that was lost before it stays lost."""
+        if self._before is not None and self._before.submission is None:
+            self._keep(self._before)
+        else:
+            self.forget()
 
     def submitted(self, submission: Submission, *, delivered: bool) -> None:
         """Note the job that the submission made, and whether the job is all that the task is asked for."""

@@ -11,6 +11,11 @@ CONN_FIELDS: dict[str, Any] = {
         "description": "Seconds that one request may take.",
         "schema": {"type": ["number", "null"], "default": 30},
     },
+    "max_requests_per_second": {
+        "label": "Most requests per second",
+        "description": "The account's rate limit, if you know it. If not, it is found out.",
+        "schema": {"type": ["number", "null"]},
+    },
     "verify": {
         "label": "Verify TLS",
         "description": "true, false, or the path of a CA file on the workers and the triggerer.",
@@ -43,9 +48,25 @@ def get_provider_info() -> dict[str, Any]:
             {"integration-name": _NAME, "external-doc-url": "https://docs.whisul.com", "tags": ["service"]}
         ],
         "hooks": [{"integration-name": _NAME, "python-modules": ["airflow_provider_whisul.hooks.whisul"]}],
-        "operators": [{"integration-name": _NAME, "python-modules": ["airflow_provider_whisul.operators.whisul"]}],
+        "operators": [
+            {
+                "integration-name": _NAME,
+                "python-modules": [
+                    "airflow_provider_whisul.operators.whisul",
+                    "airflow_provider_whisul.operators.whisul_batch",
+                ],
+            }
+        ],
         "sensors": [{"integration-name": _NAME, "python-modules": ["airflow_provider_whisul.sensors.whisul"]}],
-        "triggers": [{"integration-name": _NAME, "python-modules": ["airflow_provider_whisul.triggers.whisul"]}],
+        "triggers": [
+            {
+                "integration-name": _NAME,
+                "python-modules": [
+                    "airflow_provider_whisul.triggers.whisul",
+                    "airflow_provider_whisul.triggers.whisul_batch",
+                ],
+            }
+        ],
         "connection-types": [
             {
                 "connection-type": "whisul",

@@ -39,7 +39,6 @@ class JobWatch:
     poll_interval: float
     deadline: float
     submitted_at: float | None = None
-    _rate_limits: int = field(default=0, init=False)
     _blips: int = field(default=0, init=False)
     _last_error: WhisulError | None = field(default=None, init=False)
     _warned_of_status: bool = field(default=False, init=False)
@@ -59,11 +58,7 @@ class JobWatch:
         if not_before is not None and not_before > self.deadline:
             raise self._timed_out()
         wait = self._until_deadline(now, self.poll_interval * (1 + chance))
-        if not_before is None:
-            return wait
-        # That was the ladder's first rung: another 429 is the second in a row.
-        self._rate_limits = 1
-        return max(wait, not_before - now)
+        return wait if not_before is None else max(wait, not_before - now)
 
     def after(self, seen: WhisulJob | WhisulError, now: float, chance: float) -> float | None:
         """
@@ -78,7 +73,7 @@ class JobWatch:
         """
         if isinstance(seen, WhisulError):
             return self._after_error(seen, now, chance)
-        self._rate_limits = self._blips = 0
+        self._blips = 0
         self._last_error = None
         if seen.failed:
             raise seen.failure()
@@ -98,12 +93,11 @@ class JobWatch:
             raise error
         self._last_error = error
         if isinstance(error, WhisulRateLimitError):
-            self._rate_limits += 1
-            wait = max(self.poll_interval, retry_wait(error, self._rate_limits, chance))
-            if now + wait > self.deadline:
+            # How long the whole account keeps quiet is its pace's business: this job is due as ever.
+            wait = self.poll_interval
+            if now + max(wait, error.retry_after or 0.0) > self.deadline:
                 raise self._timed_out()
         else:
-            self._rate_limits = 0
             self._blips += 1
             if self._blips >= MAX_CONSECUTIVE_BLIPS:
                 raise error

@@ -81,9 +81,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._thread_done)
         return future
 
-    def thread_waits(self, threads: int) -> None:
-        self.virtual.threads -= threads
-
     def _thread_done(self, future: Future[Any] | asyncio.Future[Any]) -> None:
         self.virtual.threads -= 1
 
@@ -91,11 +88,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 def thread_clock(loop: VirtualLoop, chance: float = 0.0) -> Clock:
     """Return the time of a loop as the clock of synchronous code that runs in one of its threads."""
 
-    def sleep(seconds: float) -> None:
+    async def asleep(seconds: float) -> None:
         # While the thread only waits for the loop's time, that may jump.
-        loop.call_soon_threadsafe(loop.thread_waits, 1)
-        asyncio.run_coroutine_threadsafe(asyncio.sleep(seconds), loop).result()
-        loop.call_soon_threadsafe(loop.thread_waits, -1)
+        loop.virtual.threads -= 1
+        await asyncio.sleep(seconds)
+        loop.virtual.threads += 1
+
+    def sleep(seconds: float) -> None:
+        asyncio.run_coroutine_threadsafe(asleep(seconds), loop).result()
 
     return Clock(time=loop.wall, sleep=sleep, random=lambda: chance)
 

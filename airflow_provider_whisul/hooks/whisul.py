@@ -33,6 +33,7 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from airflow_provider_whisul import __version__
 from airflow_provider_whisul.account import WhisulAccount
+from airflow_provider_whisul.account_pace import AccountPace
 from airflow_provider_whisul.api import (
     MAX_BODY_BYTES,
     NO_SUCH_JOB_ID,
@@ -53,8 +54,10 @@ from airflow_provider_whisul.exceptions import (
     WhisulConnectionError,
     WhisulError,
     WhisulJobNotFoundError,
+    WhisulRateLimitError,
     WhisulTLSError,
 )
+from airflow_provider_whisul.gate import Gate
 from airflow_provider_whisul.get_provider_info import CONN_FIELDS, UI_FIELD_BEHAVIOUR
 from airflow_provider_whisul.pace import (
     DEFAULT_POLL_INTERVAL,
@@ -102,6 +105,7 @@ class WhisulHook(BaseHook):
         self.whisul_conn_id = whisul_conn_id
         self.clock = clock
         self._last_answer_at = 0.0
+        self._busy_since = 0.0
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Field]:
@@ -222,6 +226,10 @@ class WhisulHook(BaseHook):
             if seen is None:
                 try:
                     seen = self.get_job(job_id, retry=False)
+                except WhisulRateLimitError as error:
+                    # So long the account keeps quiet, which may be longer than the job is waited for.
+                    error.retry_after = self._quiet_for()
+                    seen = error
                 except WhisulError as error:
                     seen = error
             wait = watch.after(seen, self.clock.time(), self.clock.random())
@@ -255,7 +263,11 @@ class WhisulHook(BaseHook):
 
     def _with_retries(self, request: Request, attempt: Callable[[], T]) -> T:
         def wait(state: tenacity.RetryCallState) -> float:
-            return retry_wait(_error_of(state), state.attempt_number, self.clock.random())
+            error = _error_of(state)
+            if isinstance(error, WhisulRateLimitError):
+                # The account's pace climbs the documented ladder.
+                return self._quiet_for()
+            return retry_wait(error, state.attempt_number, self.clock.random())
 
         def log_wait(state: tenacity.RetryCallState) -> None:
             self.log.warning(
@@ -279,6 +291,7 @@ class WhisulHook(BaseHook):
 
     def _send(self, request: Request) -> Answer:
         account = self.account
+        ticket = self._take_turn()
         give_up_at = time.monotonic() + account.timeout
         if request.method == "POST" and self.clock.time() - self._last_answer_at > IDLE_SECONDS:
             # A submission must not meet a connection that the server is just closing: whether it arrived were unknown.
@@ -295,7 +308,7 @@ class WhisulHook(BaseHook):
             ) as response:
                 body, complete = _read_body(response, give_up_at)
                 self._last_answer_at = self.clock.time()
-                return Answer.received(
+                answer = Answer.received(
                     status=response.status_code,
                     headers=response.headers,
                     body=body,
@@ -304,7 +317,34 @@ class WhisulHook(BaseHook):
                     api_key=account.api_key,
                 )
         except (requests.RequestException, OSError) as error:
+            self._pace.answered(self.clock.time(), ticket, None)
             raise _no_answer(request, account, error) from error
+        self._pace.answered(self.clock.time(), ticket, answer.status == 429, answer.retry_after, self.clock.random())
+        return answer
+
+    @cached_property
+    def _pace(self) -> AccountPace:
+        return AccountPace(self.account.max_requests_per_second)
+
+    def _take_turn(self) -> int:
+        """Wait until the account's pace lets the next request go, and return the request's ticket."""
+        due = self.clock.time()
+        wait = self._quiet_for()
+        # A shorter wait is over by the time it has begun.
+        if wait > 0.001:
+            self.clock.sleep(min(wait, MAX_WORKER_WAIT))
+        return self._pace.sent(self.clock.time(), overdue=self.clock.time() - self._work_since(due))
+
+    def _quiet_for(self) -> float:
+        """Return the seconds until the account's pace lets the next request go."""
+        now = self.clock.time()
+        return max(self._pace.next_at(now) - now, 0.0)
+
+    def _work_since(self, now: float) -> float:
+        """Return since when there has been work without a break: a worker asks one thing after the other."""
+        if now - self._last_answer_at > IDLE_SECONDS:
+            self._busy_since = now
+        return self._busy_since
 
 
 class WhisulAsyncHook(BaseHook):
@@ -352,18 +392,37 @@ class WhisulAsyncHook(BaseHook):
             )
         return self._account
 
-    async def get_job(self, job_id: str) -> WhisulJob:
+    async def keep_quiet(self, until: float) -> None:
         """
-        Look at a job once (pages api-reference/get-job and api-reference/job-status).
+        Take in a 429 that a worker has met: nobody in this event loop asks with the same key before it is over.
+
+        :param until: When that is, in Unix seconds.
+        """
+        _gate(await self.account(), self.clock).keep_quiet(until)
+
+    async def get_job(self, job_id: str, *, due: float | None = None) -> WhisulJob:
+        """
+        Look at a job once, when it is its turn (pages api-reference/get-job and api-reference/job-status).
+
+        All looks with one key go through one gate per event loop, at the pace that the account allows, the most
+        overdue first. While the key is blocked none goes.
 
         :param job_id: Its id.
+        :param due: Since when the look has been due, in Unix seconds; None for since now.
         :return: The job as it stands.
         :raises WhisulError: As :meth:`WhisulHook.get_job`, at the first failure already.
         """
         request = job_request(job_id)
         account = await self.account()
-        async with _shared_session(account) as shared:
-            return read_job(await self._send(shared, account, request), job_id)
+        now = self.clock.time()
+        async with (
+            _shared_session(account) as shared,
+            _gate(account, self.clock).turn(now if due is None else due) as turn,
+        ):
+            answer = await self._send(shared, account, request)
+            turn.limited = answer.status == 429
+            turn.retry_after = answer.retry_after
+        return read_job(answer, job_id)
 
     async def _send(self, shared: _SharedSession, account: WhisulAccount, request: Request) -> Answer:
         try:
@@ -417,6 +476,18 @@ async def _shared_session(account: WhisulAccount) -> AsyncIterator[_SharedSessio
         if not shared.users:
             del sessions[account]
             await shared.session.close()
+
+
+# A gate outlives the sessions: what it has learnt of an account's limit holds for the next job too.
+_GATES: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Gate]] = WeakKeyDictionary()
+
+
+def _gate(account: WhisulAccount, clock: Clock) -> Gate:
+    """Return the event loop's one gate for an account."""
+    gates = _GATES.setdefault(asyncio.get_running_loop(), {})
+    if account.fingerprint not in gates:
+        gates[account.fingerprint] = Gate(AccountPace(account.max_requests_per_second), clock)
+    return gates[account.fingerprint]
 
 
 def _new_session(account: WhisulAccount, tls: ssl.SSLContext | bool) -> aiohttp.ClientSession:

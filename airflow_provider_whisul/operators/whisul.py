@@ -19,6 +19,7 @@ from airflow_provider_whisul.exceptions import (
     WhisulJobFailedError,
     WhisulJobNotFoundError,
 )
+from airflow_provider_whisul.mapped import RefusesFastPolling
 from airflow_provider_whisul.pace import (
     DEFAULT_POLL_INTERVAL,
     DEFAULT_TIMEOUT,
@@ -48,7 +49,7 @@ _UNTIL_CLEARED = 'Since on_ambiguous_submit is "fail", nothing is submitted unti
 XCOM_JOB_ID = "job_id"
 
 
-class WhisulGenerateOperator(BaseOperator):
+class WhisulGenerateOperator(RefusesFastPolling, BaseOperator):
     """
     Submits a prompt to Whisul and, if asked to, waits for the song.
 
@@ -111,11 +112,7 @@ class WhisulGenerateOperator(BaseOperator):
 
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
-        """Take what all mapped tasks share, refusing already here what ``__init__`` would refuse at run time only."""
-        if "poll_interval" in kwargs:
-            check_poll_interval(kwargs["poll_interval"], "poll_interval")
-        # Airflow hands mapped tasks a retry policy of None where the user has set none.
-        set_default_retry_policy(kwargs)
+        """Take the arguments that all mapped tasks share."""
         # So that the UI's rows are told apart by what they make.
         kwargs.setdefault("map_index_template", "{{ task.prompt | string | truncate(60) }}")
         return super().partial(**kwargs)
@@ -226,7 +223,7 @@ class WhisulGenerateOperator(BaseOperator):
             raise WhisulAmbiguousSubmitFinalError(f"{error} {_UNTIL_CLEARED}", http_status=error.http_status) from error
         except WhisulError:
             # Certainly no job was made, so that the next try has nothing to wonder about.
-            memory.forget()
+            memory.withdraw()
             raise
         # Said before it is noted: should that fail, the log still knows the job.
         self.log.info("Whisul accepted the prompt as job %s", job_id)

@@ -25,6 +25,7 @@ from airflow_provider_whisul.exceptions import (
     WhisulJobFailedFinalError,
     WhisulJobTimeoutError,
 )
+from airflow_provider_whisul.mapped import RefusesFastPolling
 from airflow_provider_whisul.pace import (
     DEFAULT_POLL_INTERVAL,
     DEFAULT_TIMEOUT,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from airflow_provider_whisul.hooks.whisul import WhisulHook
 
 
-class WhisulJobSensor(BaseSensorOperator):
+class WhisulJobSensor(RefusesFastPolling, BaseSensorOperator):
     """
     Waits for a Whisul job and returns its song.
 
@@ -90,13 +91,6 @@ class WhisulJobSensor(BaseSensorOperator):
         self.job_id = job_id
         self.whisul_conn_id = whisul_conn_id
         self.deferrable = deferrable
-
-    @classmethod
-    def partial(cls, **kwargs: Any) -> Any:
-        """Take what all mapped tasks share, refusing already here what ``__init__`` would refuse at run time only."""
-        if "poke_interval" in kwargs:
-            check_poll_interval(kwargs["poke_interval"], "poke_interval")
-        return super().partial(**kwargs)
 
     @cached_property
     def hook(self) -> WhisulHook:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from typing import Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_whisul.api import Song, WhisulJob
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
-from airflow_provider_whisul.exceptions import SerializedError, WhisulError, WhisulJobTimeoutError, error_from_dict
+from airflow_provider_whisul.exceptions import (
+    SerializedError,
+    WhisulError,
+    WhisulJobTimeoutError,
+    WhisulRateLimitError,
+    error_from_dict,
+)
 from airflow_provider_whisul.pace import check_poll_interval
 from airflow_provider_whisul.version_compat import is_deferral_timeout
 from airflow_provider_whisul.watch import JobWatch
+
+if TYPE_CHECKING:
+    from airflow_provider_whisul.hooks.whisul import WhisulAsyncHook
 
 #: What is said where a user ends a task whose job runs on.
 NOT_CANCELLED = (
@@ -111,17 +121,45 @@ class WhisulJobTrigger(BaseTrigger):
         clock = self.clock
         watch = JobWatch(self.job_id, self.poll_interval, self.deadline, self.submitted_at)
         async with WhisulAsyncHook(self.whisul_conn_id, clock=clock) as hook:
-            wait: float | None = watch.first_wait(clock.time(), clock.random(), self.not_before)
+            if self.not_before is not None:
+                await hook.keep_quiet(self.not_before)
+            wait = watch.first_wait(clock.time(), clock.random(), self.not_before)
             self.log.info("Looking at Whisul job %s every %g s, first in %.0f s", self.job_id, self.poll_interval, wait)
-            while wait is not None:
-                await clock.asleep(wait)
-                seen: WhisulJob | WhisulError
-                try:
-                    seen = job = await hook.get_job(self.job_id)
-                except WhisulError as error:
-                    seen = error
-                wait = watch.after(seen, clock.time(), clock.random())
-        return job
+            return await wait_until_over(hook, watch, clock, wait)
+
+
+async def wait_until_over(hook: WhisulAsyncHook, watch: JobWatch, clock: Clock, wait: float) -> WhisulJob:
+    """
+    Look at a job whenever its watch says so, until it is completed, and return it.
+
+    :param hook: The client.
+    :param watch: The job, and until when it is waited for.
+    :param clock: The time.
+    :param wait: Seconds until the first look.
+    :raises WhisulError: The job failed, or can no longer be waited for.
+    """
+    following: float | None = wait
+    while following is not None:
+        await clock.asleep(following)
+        seen: WhisulJob | WhisulError
+        try:
+            seen = job = await _look(hook, watch, clock)
+        except WhisulError as error:
+            seen = error
+        following = watch.after(seen, clock.time(), clock.random())
+    return job
+
+
+async def _look(hook: WhisulAsyncHook, watch: JobWatch, clock: Clock) -> WhisulJob:
+    """Look at a job when it is its turn, but do not wait for that much longer than for the job itself."""
+    now = clock.time()
+    try:
+        async with asyncio.timeout(max(watch.deadline + watch.poll_interval - now, watch.poll_interval)):
+            return await hook.get_job(watch.job_id, due=now)
+    except TimeoutError:
+        raise WhisulRateLimitError(
+            f"The pace of this API key let nobody look at job {watch.job_id} in time.", job_id=watch.job_id
+        ) from None
 
 
 def song_from_event(event: object, job_id: str) -> Song:

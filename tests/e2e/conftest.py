@@ -1,4 +1,4 @@
-"""One real Airflow and one sandbox for the whole session; the three example DAGs run in it side by side."""
+"""One real Airflow and one sandbox for the whole session; the example DAGs run in it side by side."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ collect_ignore = [] if Version(version("apache-airflow")) >= Version("3.3") else
 
 EXAMPLE_DAGS = Path(__file__).resolve().parents[2] / "example_dags"
 NIGHTLY, ONE_SONG, RETRY = "whisul_nightly_songs", "whisul_one_song", "whisul_retry_failed_song"
+THOUSAND, BATCH_SONGS = "whisul_nightly_thousand", 12
 # Still running when the sensors look first, which on Airflow 3 is some seconds after the submission.
-JOB_SECONDS = (8.0, 10.0)
+JOB_SECONDS = (12.0, 15.0)
 RUN_TIMEOUT = 300.0
 
 
@@ -39,11 +40,15 @@ class Finished:
 def finished() -> Iterator[Finished]:
     key = f"e2e-{secrets.token_hex(16)}"
     with Sandbox(SandboxOptions(api_key=key, job_seconds=JOB_SECONDS)) as sandbox:
-        env = {"AIRFLOW_CONN_WHISUL_DEFAULT": sandbox.connection}
+        env = {
+            "AIRFLOW_CONN_WHISUL_DEFAULT": sandbox.connection,
+            "AIRFLOW_VAR_WHISUL_SONGS_A_NIGHT": str(BATCH_SONGS),
+        }
         with LocalAirflow(EXAMPLE_DAGS, env=env) as airflow:
-            airflow.wait_for_dags(NIGHTLY, ONE_SONG, RETRY)
+            airflow.wait_for_dags(NIGHTLY, ONE_SONG, RETRY, THOUSAND)
             airflow.unpause(NIGHTLY)
+            airflow.unpause(THOUSAND)
             run_ids = {dag_id: airflow.trigger(dag_id) for dag_id in (RETRY, ONE_SONG)}
-            run_ids[NIGHTLY] = airflow.wait_for_scheduled_run(NIGHTLY)
+            run_ids |= {dag_id: airflow.wait_for_scheduled_run(dag_id) for dag_id in (NIGHTLY, THOUSAND)}
             states = {dag_id: airflow.wait(dag_id, run_id, RUN_TIMEOUT) for dag_id, run_id in run_ids.items()}
             yield Finished(airflow, sandbox, key, run_ids, states)

@@ -339,6 +339,16 @@ class TestLostSubmission:
             song.attempt()
         assert song.store == {}
 
+    def test_a_refused_submission_does_not_make_up_for_a_lost_one(
+        self, sandbox: Sandbox, task: MakeTask, task_log: Callable[[], list[str]]
+    ) -> None:
+        song = task(**SUBMIT_ONLY, prompt="a song [sandbox:post-500][sandbox:post-429=6]")
+        for error in (WhisulAmbiguousSubmitError, WhisulRateLimitError):
+            with pytest.raises(error):
+                song.attempt()
+        assert song.attempt() in sandbox.jobs
+        assert sum("may already have been paid for" in line for line in task_log()) == 2
+
     def test_a_prompt_that_is_none_leaves_no_note(self, sandbox: Sandbox, task: MakeTask) -> None:
         song = task(**SUBMIT_ONLY, prompt="")
         with pytest.raises(WhisulInvalidInputError):

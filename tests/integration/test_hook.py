@@ -50,6 +50,7 @@ def free_port() -> int:
 
 
 def connect(monkeypatch: pytest.MonkeyPatch, host: str, **extra: object) -> None:
+    extra = {"max_requests_per_second": 1e6, **extra}
     connection = {"conn_type": "whisul", "password": "secret-sandbox-key", "host": host, "extra": extra}
     monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", json.dumps(connection))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
@@ -254,3 +255,69 @@ def test_a_restart_neither_polls_at_once_nor_prolongs_the_deadline(virtually: Ca
         assert polls[-1] == 100
 
     virtually(main)
+
+
+class TestOnePacePerAccount:
+    def test_two_hundred_jobs_on_a_limited_key(self, virtually: Callable[..., Any]) -> None:
+        """Each request made while blocked prolongs the block: triggers that back off alone never come out of it."""
+
+        async def main(waiting: Waiting) -> None:
+            async def known_at(job_id: str, chance: float) -> float:
+                assert (await waiting.event(job_id, chance))["status"] == "completed"
+                return waiting.loop.wall()
+
+            job_ids = [(await waiting.submit(f"song {number}"), await asyncio.sleep(0.2))[0] for number in range(200)]
+            known = await asyncio.gather(*(known_at(job_id, at / 200) for at, job_id in enumerate(job_ids)))
+            jobs = waiting.sandbox.jobs
+            late = sorted(at - jobs[job_id].ends_at for at, job_id in zip(known, job_ids, strict=True))
+            assert sum(request.status == 429 for request in waiting.sandbox.requests) <= 10
+            assert max(known) - max(jobs[job_id].ends_at for job_id in job_ids) <= 12
+            assert late[190] <= 45
+
+        virtually(main, rate_limit=20, block_seconds=10, job_seconds=(60, 180))
+
+    def test_a_known_limit_is_never_exceeded(
+        self, virtually: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def main(waiting: Waiting) -> None:
+            job_ids = [(await waiting.submit(f"song {number}"), await asyncio.sleep(0.2))[0] for number in range(100)]
+            connection = {**json.loads(waiting.sandbox.connection), "extra": {"max_requests_per_second": 8}}
+            monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", json.dumps(connection))
+            await asyncio.gather(*(waiting.event(job_id, at / 100) for at, job_id in enumerate(job_ids)))
+            assert {request.status for request in waiting.sandbox.requests if request.method == "GET"} == {200}
+
+        virtually(main, rate_limit=10, block_seconds=10)
+
+    def test_after_a_429_everybody_with_the_key_is_quiet(self, virtually: Callable[..., Any]) -> None:
+        async def main(waiting: Waiting) -> None:
+            job_ids = [await waiting.submit("limited [sandbox:get-429=1]"), *[await waiting.submit() for _ in range(5)]]
+            await asyncio.gather(*(waiting.event(job_id, at / 6) for at, job_id in enumerate(job_ids)))
+            polls = [request for request in waiting.sandbox.requests if request.method == "GET"]
+            (limited,) = [at for at, request in enumerate(polls) if request.status == 429]
+            assert polls[limited + 1].at - polls[limited].at >= 5
+
+        virtually(main)
+
+    def test_a_429_that_a_worker_met_quiets_the_others_too(self, virtually: Callable[..., Any]) -> None:
+        async def main(waiting: Waiting) -> None:
+            first, second = await waiting.submit(), await waiting.submit()
+            until = waiting.loop.wall() + 30
+            await asyncio.gather(waiting.event(first, not_before=until), waiting.event(second))
+            assert min(waiting.polls(first) + waiting.polls(second)) >= 30
+
+        virtually(main)
+
+    def test_a_turn_that_comes_too_late_is_a_timeout(self, virtually: Callable[..., Any]) -> None:
+        async def main(waiting: Waiting) -> None:
+            limited, other = (
+                await waiting.submit("limited [sandbox:get-429=9]"),
+                await waiting.submit("[sandbox:forever]"),
+            )
+            deadline = waiting.loop.wall() + 60
+            events = await asyncio.gather(
+                waiting.event(limited, deadline=deadline), waiting.event(other, chance=0.5, deadline=deadline)
+            )
+            assert {event["error"]["type"] for event in events} == {"WhisulJobTimeoutError"}
+            assert waiting.loop.wall() <= deadline + 10 + 1
+
+        virtually(main)

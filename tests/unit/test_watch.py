@@ -25,8 +25,6 @@ from airflow_provider_whisul.exceptions import (
 from airflow_provider_whisul.pace import MAX_CONSECUTIVE_BLIPS
 from airflow_provider_whisul.watch import JobWatch
 
-LADDER = (5, 10, 20, 40, 60)
-
 RUNNING = WhisulJob("j-1", "running")
 COMPLETED = WhisulJob("j-1", "completed", track=WhisulTrack(title="t"))
 FAILED = WhisulJob("j-1", "failed", error="out of tune")
@@ -179,32 +177,16 @@ def test_a_429_does_not_reset_the_count_of_blips() -> None:
         watching.after(BLIP, 0, 0.0)
 
 
-@pytest.mark.parametrize(
-    ("interval", "retry_after", "waits"),
-    [
-        (5, None, [5, 10, 20, 40, 60, 60, 60]),
-        (30, None, [30, 30, 30, 40, 60, 60, 60]),
-        (5, 15.0, [15, 15, 20, 40, 60, 60, 60]),
-        (5, 300.0, [300] * 7),
-        (90, 80.0, [90] * 7),
-    ],
-)
-def test_429s_climb_the_ladder(interval: float, retry_after: float | None, waits: list[float]) -> None:
+@pytest.mark.parametrize(("interval", "retry_after"), [(5, None), (30, 15.0), (5, 300.0)])
+def test_after_a_429_the_job_is_due_as_ever(interval: float, retry_after: float | None) -> None:
+    """How long everybody keeps quiet is the business of the account's pace."""
     watching = watch(interval)
-    assert [watching.after(limited(retry_after), 0, 0.5) for _ in waits] == waits
-
-
-@pytest.mark.parametrize("between", [RUNNING, BLIP])
-def test_the_ladder_starts_anew_after_another_answer(between: WhisulJob | WhisulError) -> None:
-    watching = watch(5)
-    assert [watching.after(limited(), 0, 0.0) for _ in range(3)] == [5, 10, 20]
-    watching.after(between, 0, 0.0)
-    assert watching.after(limited(), 0, 0.0) == 5
+    assert [watching.after(limited(retry_after), 0, 0.5) for _ in range(3)] == [interval] * 3
 
 
 def test_429s_are_never_too_many_in_a_row() -> None:
     watching = watch(5)
-    assert {watching.after(limited(), 0, 0.0) for _ in range(500)} == set(LADDER)
+    assert {watching.after(limited(), 0, 0.0) for _ in range(500)} == {5}
 
 
 @pytest.mark.parametrize(
@@ -216,7 +198,7 @@ def test_a_429_beyond_the_deadline_ends_at_once(now: float, retry_after: float |
         with pytest.raises(WhisulJobTimeoutError, match=r"The last look failed: Whisul answered 429\."):
             watch().after(limited(retry_after), now, 0.0)
     else:
-        assert watch().after(limited(retry_after), now, 0.0) == max(10, retry_after or 0)
+        assert watch().after(limited(retry_after), now, 0.0) == 10
 
 
 # --- the time-out's words
@@ -278,7 +260,6 @@ def test_no_wait_is_too_short_and_none_outlasts_the_deadline(
     wait: float | None = watching.first_wait(now, next(chance), not_before)
     assert wait is not None
     assert wait >= (not_before or 0.0) - slack
-    limits = 0
     for looks, seen in enumerate(cycle(outcomes), start=1):
         assert wait is not None, "only a completed job ends without an error"
         assert wait >= 5
@@ -288,12 +269,11 @@ def test_no_wait_is_too_short_and_none_outlasts_the_deadline(
         now += wait
         assert looks <= timeout / 5 + 2, "looked more often than the API allows"
         now += latency
-        limits = limits + 1 if isinstance(seen, WhisulRateLimitError) else 0
         try:
             wait = watching.after(seen, now, next(chance))
         except WhisulJobTimeoutError:
             # It ends only when time is up, or would be before Whisul may be asked again.
-            quiet = max(interval, LADDER[min(limits, 5) - 1], getattr(seen, "retry_after", None) or 0) if limits else 0
+            quiet = max(interval, seen.retry_after or 0) if isinstance(seen, WhisulRateLimitError) else 0
             assert now + quiet >= deadline - slack
             break
         except WhisulError as error:
@@ -303,6 +283,5 @@ def test_no_wait_is_too_short_and_none_outlasts_the_deadline(
             break
         if isinstance(seen, WhisulRateLimitError):
             assert wait is not None
-            assert wait >= LADDER[min(limits, 5) - 1]
-            assert wait >= (seen.retry_after or 0)
+            assert wait == interval
     assert now <= max(deadline, 0.0) + 5 + latency + slack

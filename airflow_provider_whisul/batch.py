@@ -1,0 +1,248 @@
+"""
+Many songs made by one task: where each of them stands, and how that is kept.
+
+The state is written down in chunks, each small enough for any database that Airflow runs on, after each submission and
+each part of the songs that comes in. Nothing here sends, waits or logs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, cast
+
+from airflow_provider_whisul.api import Song
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+#: Bytes that one event, one chunk of state or one trigger's arguments may take: half of what MySQL keeps in a column.
+LARGEST_ENTRY = 32_000
+
+#: Songs in one chunk of state, and the bytes that the data of each may take in it.
+CHUNK_SONGS = 20
+LARGEST_SONG = 1_200
+
+#: Jobs that one trigger looks at, at the most: the others are looked at when some of them are over.
+MOST_WATCHED = 600
+
+Status = Literal["new", "submitting", "running", "completed", "failed"]
+
+
+class BatchResult(TypedDict):
+    """One song of a batch, as the operator returns it."""
+
+    prompt: str
+    job_id: str | None
+    #: ``completed`` or ``failed``.
+    status: str
+    #: The song as the single operator returns it, None if it failed.
+    track: Song | None
+    #: Why it failed.
+    error: str | None
+
+
+class BatchPart(TypedDict):
+    """Some of the jobs of a batch that are over."""
+
+    #: The songs' data by job, None where it is too much for an event.
+    completed: dict[str, dict[str, object] | None]
+    #: Why each job failed.
+    failed: dict[str, str]
+
+
+class Notebook(Protocol):
+    """Where the state is kept: Airflow's task state store, or the task's own XComs, which last for one try."""
+
+    def get(self, key: str) -> object: ...
+
+    def set(self, key: str, value: Mapping[str, object]) -> None: ...
+
+
+@dataclass
+class XComNotebook:
+    """The task's own XComs: they outlive a deferral, not a try."""
+
+    context: Context
+
+    def get(self, key: str) -> object:
+        ti = self.context["ti"]
+        return ti.xcom_pull(task_ids=ti.task_id, key=key, map_indexes=ti.map_index)
+
+    def set(self, key: str, value: Mapping[str, object]) -> None:
+        self.context["ti"].xcom_push(key=key, value=value)
+
+
+@dataclass
+class BatchSong:
+    """
+    One song of a batch.
+
+    :param prompt: Its prompt.
+    :param status: Where it stands. ``submitting`` where an answer is awaited, or was lost.
+    :param job_id: The latest job that was made for it.
+    :param submissions: How often it has been submitted in this try.
+    :param song: Its data once completed; None if that was too much to keep, so that it has to be fetched again.
+    :param error: Why the latest job, or submission, failed.
+    """
+
+    prompt: str
+    status: Status = "new"
+    job_id: str | None = None
+    submissions: int = 0
+    song: Song | None = None
+    error: str | None = None
+
+    def packed(self) -> list[object]:
+        """Return it as the list that a chunk holds; :meth:`unpacked` reads it."""
+        song = None
+        if self.song is not None:
+            # The prompt is known from the task's arguments.
+            song = {key: value for key, value in self.song.items() if key not in ("prompt", "job_id")}
+            if len(json.dumps(song)) > LARGEST_SONG:
+                song = None
+        return [digest(self.prompt), self.status, self.job_id, self.submissions, song, (self.error or "")[:300] or None]
+
+    @classmethod
+    def unpacked(cls, prompt: str, packed: object) -> BatchSong:
+        """Read what a chunk holds of a song; a new one if that is about another prompt, or makes no sense."""
+        match packed:
+            case [
+                str(of),
+                "new" | "submitting" | "running" | "completed" | "failed" as status,
+                str() | None as job_id,
+                int(submissions),
+                dict() | None as song,
+                str() | None as error,
+            ] if of == digest(prompt):
+                data = None if song is None else cast(Song, {"job_id": job_id, "prompt": prompt, **song})
+                return cls(prompt, status, job_id, submissions, data, error)
+        return cls(prompt)
+
+    def result(self) -> BatchResult:
+        """Return it as the operator does."""
+        completed = self.status == "completed"
+        return {
+            "prompt": self.prompt,
+            "job_id": self.job_id,
+            "status": "completed" if completed else "failed",
+            "track": self.song if completed else None,
+            "error": None if completed else self.error,
+        }
+
+
+@dataclass
+class Batch:
+    """
+    The songs of one task, and where their state is kept.
+
+    :param songs: The songs, in the order of the prompts.
+    :param notebook: Where their state is kept.
+    :param round: Which round of tries this one belongs to; a user who clears the task begins another.
+    :param cleared: Whether a user has cleared the task since the last try.
+    """
+
+    songs: list[BatchSong]
+    notebook: Notebook
+    round: int
+    cleared: bool = False
+
+    @classmethod
+    def load(cls, prompts: Sequence[str], notebook: Notebook, round: int) -> Batch:
+        """
+        Read how far earlier tries, or this one before its last deferral, have got.
+
+        :param prompts: The prompts of this try.
+        :param notebook: Where the state is kept.
+        :param round: The round of tries that this one belongs to.
+        """
+        match notebook.get(_HEAD):
+            case {"round": int(last_round), "delivered": bool(delivered)}:
+                pass
+            case _:
+                return cls([BatchSong(prompt) for prompt in prompts], notebook, round)
+        if delivered and last_round != round:
+            # A user has cleared a task that had succeeded, and wants new takes.
+            return cls([BatchSong(prompt) for prompt in prompts], notebook, round)
+        songs: list[BatchSong] = []
+        for start in range(0, len(prompts), CHUNK_SONGS):
+            of_chunk = prompts[start : start + CHUNK_SONGS]
+            match notebook.get(_key(start)):
+                case {"songs": list(packed)} if len(packed) == len(of_chunk):
+                    songs += [BatchSong.unpacked(*pair) for pair in zip(of_chunk, packed, strict=True)]
+                case _:
+                    songs += [BatchSong(prompt) for prompt in of_chunk]
+        return cls(songs, notebook, round, cleared=last_round != round)
+
+    def begin_try(self) -> None:
+        """Give what failed another chance, count the submissions of this try alone, and keep all of that."""
+        for song in self.songs:
+            song.submissions = 0
+            if song.status == "failed":
+                song.status = "new"
+        # The chunks first: only with the head are they read.
+        self.save(range(len(self.songs)))
+        self._save_head(delivered=False)
+
+    def deliver(self) -> None:
+        """Take down that the task has all that it was asked for."""
+        self._save_head(delivered=True)
+
+    def with_status(self, *status: Status) -> list[int]:
+        """Return the indexes of the songs that stand so."""
+        return [index for index, song in enumerate(self.songs) if song.status in status]
+
+    def to_submit(self, attempts: int) -> list[int]:
+        """Return the indexes of the songs that are new, or failed and may be submitted once more."""
+        return [
+            index
+            for index, song in enumerate(self.songs)
+            if song.status == "new" or (song.status == "failed" and song.submissions < attempts)
+        ]
+
+    def submitted(self, index: int, job_id: str) -> None:
+        """Take in which job a song got."""
+        song = self.songs[index]
+        song.status, song.job_id, song.song, song.error = "running", job_id, None, None
+
+    def take(self, part: BatchPart) -> None:
+        """Take in the jobs that are over, and keep that. A job that none of the songs waits for is passed over."""
+        running = {song.job_id: index for index, song in enumerate(self.songs) if song.status == "running"}
+        over = [running[job_id] for job_id in (*part["completed"], *part["failed"]) if job_id in running]
+        for index in over:
+            song = self.songs[index]
+            job_id = song.job_id or ""
+            if job_id in part["failed"]:
+                song.status, song.error = "failed", part["failed"][job_id]
+            else:
+                data = part["completed"][job_id]
+                song.status = "completed"
+                song.song = None if data is None else cast(Song, {"job_id": job_id, "prompt": song.prompt, **data})
+        self.save(over)
+
+    def save(self, indexes: Iterable[int]) -> None:
+        """Keep the state of these songs, and of those in the same chunks."""
+        for start in sorted({index - index % CHUNK_SONGS for index in indexes}):
+            packed = [song.packed() for song in self.songs[start : start + CHUNK_SONGS]]
+            self.notebook.set(_key(start), {"songs": packed})
+
+    def results(self) -> Iterator[BatchResult]:
+        """Yield each song as the operator returns it, in the order of the prompts."""
+        return (song.result() for song in self.songs)
+
+    def _save_head(self, *, delivered: bool) -> None:
+        self.notebook.set(_HEAD, {"round": self.round, "delivered": delivered})
+
+
+_HEAD = "whisul_batch"
+
+
+def _key(start: int) -> str:
+    return f"whisul_batch_{start // CHUNK_SONGS:04d}"
+
+
+def digest(prompt: str) -> str:
+    """Return enough of a prompt's digest to tell whether it has changed."""
+    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -1,0 +1,252 @@
+"""Making many songs in one task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from airflow.providers.common.compat.sdk import BaseOperator
+
+from airflow_provider_whisul.api import generate_request, quote
+from airflow_provider_whisul.batch import MOST_WATCHED, Batch, BatchResult, BatchSong, Notebook, XComNotebook
+from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
+from airflow_provider_whisul.durable import task_round
+from airflow_provider_whisul.exceptions import (
+    WhisulAmbiguousSubmitError,
+    WhisulError,
+    WhisulInvalidInputError,
+    WhisulJobFailedError,
+)
+from airflow_provider_whisul.mapped import RefusesFastPolling
+from airflow_provider_whisul.operators.whisul import set_default_retry_policy
+from airflow_provider_whisul.pace import (
+    DEFAULT_POLL_INTERVAL,
+    DEFAULT_TIMEOUT,
+    FRAMEWORK_TIMEOUT_MARGIN,
+    check_poll_interval,
+    check_timeout,
+)
+from airflow_provider_whisul.triggers.whisul_batch import PROGRESS_SECONDS, WhisulBatchTrigger, part_from_event
+from airflow_provider_whisul.version_compat import is_of_earlier_try
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_whisul.hooks.whisul import WhisulHook
+
+#: How many failed songs an error names; the task's log names all of them.
+_MOST_NAMED = 20
+
+
+class WhisulGenerateBatchOperator(RefusesFastPolling, BaseOperator):
+    """
+    Makes many songs in one task: submits each prompt, and waits for all of them with one trigger.
+
+    Each submission costs credits. From Airflow 3.3 on a later try goes on where an earlier one has got to: it submits
+    only what was not submitted yet and what failed.
+
+    :param prompts: What the songs should be, each in plain language (templated).
+    :param whisul_conn_id: The Airflow connection that holds the API key (templated).
+    :param attempts: How often one song may be submitted within a try of the task, where its job fails.
+    :param max_failures: How many songs may fail before the task does.
+    :param poll_interval: Seconds (or a ``timedelta``) between two looks at one job, at least 5.
+    :param timeout: Seconds (or a ``timedelta``) that one try waits for songs, from its last submission on.
+    :param durable: Whether a later try goes on where an earlier one has got to (Airflow 3.3 and later).
+    :param on_ambiguous_submit: What a later try does about a song whose submission's answer was lost, so that the job
+        may exist: ``"retry"`` submits it again, ``"fail"`` leaves it failed until a user clears the task.
+    :return: The songs in the order of the prompts, each a dict of ``prompt, job_id, status`` (``completed`` or
+        ``failed``)``, track`` (the song as the single operator returns it, None if it failed) and ``error`` (None
+        unless it failed). Where the task fails for too many failures, the same is in its XCom all the same.
+    :raises ValueError: When the DAG file is read: an argument makes no sense.
+    :raises WhisulInvalidInputError: A prompt is empty or no text. Nothing is submitted then.
+    :raises WhisulUnauthorizedError: The key is not accepted; ends the task without a retry.
+    :raises WhisulJobFailedError: More songs failed than ``max_failures``; a retry submits those again.
+    :raises WhisulJobTimeoutError: Some jobs were not over in time; they may still be running.
+    :raises WhisulError: Anything else; see :mod:`airflow_provider_whisul.exceptions`.
+    """
+
+    template_fields: Sequence[str] = ("prompts", "whisul_conn_id")
+    ui_color = "#e9dcf7"
+
+    #: Time and chance; replaced by tests.
+    clock: Clock = SYSTEM_CLOCK
+
+    def __init__(
+        self,
+        *,
+        prompts: Sequence[str],
+        whisul_conn_id: str = "whisul_default",
+        attempts: int = 2,
+        max_failures: int = 0,
+        poll_interval: float | timedelta = DEFAULT_POLL_INTERVAL,
+        timeout: float | timedelta = DEFAULT_TIMEOUT,
+        durable: bool = True,
+        on_ambiguous_submit: Literal["retry", "fail"] = "retry",
+        **kwargs: Any,
+    ) -> None:
+        set_default_retry_policy(kwargs)
+        super().__init__(**kwargs)
+        self.prompts = prompts
+        self.whisul_conn_id = whisul_conn_id
+        if attempts < 1 or max_failures < 0:
+            raise ValueError(f"attempts must be 1 or more, max_failures 0 or more, not {attempts} and {max_failures}.")
+        self.attempts = attempts
+        self.max_failures = max_failures
+        self.poll_interval = check_poll_interval(poll_interval, "poll_interval")
+        self.timeout = check_timeout(timeout)
+        self.durable = durable
+        if on_ambiguous_submit not in ("retry", "fail"):
+            raise ValueError(f'on_ambiguous_submit is {on_ambiguous_submit!r}; it must be "retry" or "fail".')
+        self.on_ambiguous_submit = on_ambiguous_submit
+
+    @cached_property
+    def hook(self) -> WhisulHook:
+        """The client. Loaded when the task runs, so that reading a DAG file loads none."""
+        from airflow_provider_whisul.hooks.whisul import WhisulHook
+
+        return WhisulHook(self.whisul_conn_id, clock=self.clock)
+
+    def execute(self, context: Context) -> list[BatchResult]:
+        """Submit what is not submitted yet, and wait for all of it."""
+        batch = self._load(context)
+        self._face_lost_submissions(batch)
+        batch.begin_try()
+        kept = len(batch.with_status("running", "completed"))
+        if kept:
+            self.log.info("Going on with %d songs that an earlier try has submitted.", kept)
+        return self._go_on(context, batch)
+
+    def execute_part(
+        self, context: Context, event: object, deadline: float | None = None, try_number: int | None = None
+    ) -> list[BatchResult]:
+        """
+        Take the songs that the trigger reports, and go on with the others.
+
+        :param event: What it reports.
+        :param deadline: When waiting ends, in Unix seconds.
+        :param try_number: The try that deferred.
+        """
+        batch = self._load(context)
+        part, error = part_from_event(event)
+        batch.take(part)
+        if error is not None:
+            raise error
+        return self._go_on(context, batch, deadline)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after a deferral."""
+        if is_of_earlier_try(next_kwargs, context):
+            return self.execute(context)
+        return super().resume_execution(next_method, next_kwargs, context)
+
+    def _load(self, context: Context) -> Batch:
+        prompts = self.prompts
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
+            raise WhisulInvalidInputError(
+                f"prompts must be a list of texts that is not empty, not {type(prompts).__name__}. Nothing was sent."
+            )
+        for prompt in prompts:
+            generate_request(prompt)
+        store = context.get("task_state_store") if self.durable else None
+        notebook = cast(Notebook, store) if store is not None else XComNotebook(context)
+        return Batch.load(prompts, notebook, task_round(context))
+
+    def _face_lost_submissions(self, batch: Batch) -> None:
+        """Warn of the songs that earlier tries may have submitted without learning of the job."""
+        for index in batch.with_status("submitting"):
+            song = batch.songs[index]
+            again = self.on_ambiguous_submit == "retry" or batch.cleared
+            self.log.warning(
+                "An earlier try did not learn which job it got for %r. A song may already have been paid for, and the "
+                "API cannot tell. %s",
+                quote(song.prompt)[:60],
+                "Submitting it again." if again else "It is not submitted again until you clear this task.",
+            )
+            if again:
+                song.status = "new"
+
+    def _go_on(self, context: Context, batch: Batch, deadline: float | None = None) -> list[BatchResult]:
+        """Submit what there is to submit, then defer while jobs run, and end when none does."""
+        if self._submit_all(batch) or deadline is None:
+            deadline = self.clock.time() + self.timeout
+        running = batch.with_status("running")
+        if not running:
+            return self._finish(context, batch)
+        now = self.clock.time()
+        return self.defer(
+            trigger=WhisulBatchTrigger(
+                job_ids=[cast(str, batch.songs[index].job_id) for index in running[:MOST_WATCHED]],
+                whisul_conn_id=self.whisul_conn_id,
+                poll_interval=self.poll_interval,
+                deadline=deadline,
+                submitted_at=deadline - self.timeout,
+                total=len(batch.songs),
+                delivered=len(batch.with_status("completed")),
+                failed=len(batch.with_status("failed", "submitting")),
+            ),
+            method_name="execute_part",
+            kwargs={"deadline": deadline, "try_number": context["ti"].try_number},
+            timeout=timedelta(seconds=max(0.0, deadline - now) + FRAMEWORK_TIMEOUT_MARGIN),
+        )
+
+    def _submit_all(self, batch: Batch) -> int:
+        """Submit each song that is new, or whose job failed and that has attempts left; return how many there were."""
+        waiting = batch.to_submit(self.attempts)
+        said = self.clock.time()
+        for done, index in enumerate(waiting, start=1):
+            song = batch.songs[index]
+            song.status = "submitting"
+            song.submissions += 1
+            batch.save([index])
+            try:
+                batch.submitted(index, self.hook.generate(song.prompt))
+            except WhisulAmbiguousSubmitError as error:
+                # Left as it is: the next try of the task finds it so, and this one goes on with the others.
+                song.error = f"It may have been paid for, but which job it got was lost. {error}"
+                self.log.error("%r: %s", quote(song.prompt)[:60], error)
+            except WhisulInvalidInputError as error:
+                song.status, song.error = "failed", str(error)
+                song.submissions = self.attempts
+            except WhisulError:
+                song.status = "new"
+                batch.save([index])
+                raise
+            batch.save([index])
+            if self.clock.time() - said >= PROGRESS_SECONDS:
+                said = self.clock.time()
+                self.log.info("%s of %s submitted", f"{done:,}", f"{len(waiting):,}")
+        if waiting:
+            self.log.info("Submitted %d songs", len(waiting))
+        return len(waiting)
+
+    def _finish(self, context: Context, batch: Batch) -> list[BatchResult]:
+        for index in batch.with_status("completed"):
+            song = batch.songs[index]
+            if song.song is None and song.job_id is not None:
+                self._fetch(song, song.job_id)
+        results = list(batch.results())
+        failed = [result for result in results if result["status"] == "failed"]
+        self.log.info("%d of %d songs delivered, %d failed", len(results) - len(failed), len(results), len(failed))
+        for result in failed:
+            self.log.error("Failed: %r: %s", quote(result["prompt"])[:60], result["error"])
+        if len(failed) <= self.max_failures:
+            batch.deliver()
+            return results
+        # The task fails, but what was delivered is paid for and wanted all the same.
+        context["ti"].xcom_push(key="return_value", value=results)
+        named = "; ".join(
+            f"{quote(result['prompt'])[:60]!r}: {quote(result['error'] or '')[:120]}" for result in failed[:_MOST_NAMED]
+        )
+        more = f"; and {len(failed) - _MOST_NAMED} more, see the log" if len(failed) > _MOST_NAMED else ""
+        raise WhisulJobFailedError(
+            f"{len(failed)} of {len(results)} songs failed, more than max_failures={self.max_failures}: {named}{more}. "
+            "The others are in this task's XCom; a retry submits only the failed ones again."
+        )
+
+    def _fetch(self, song: BatchSong, job_id: str) -> None:
+        """Look once more at a job whose data was too much to be kept."""
+        job = self.hook.get_job(job_id)
+        if job.completed:
+            song.song = job.song()

@@ -1,0 +1,226 @@
+"""Waiting for many Whisul jobs with one trigger."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_provider_whisul.api import WhisulJob
+from airflow_provider_whisul.batch import LARGEST_ENTRY, LARGEST_SONG, BatchPart
+from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock, utc
+from airflow_provider_whisul.exceptions import (
+    SerializedError,
+    WhisulError,
+    WhisulJobFailedError,
+    WhisulJobNotFoundError,
+    WhisulJobTimeoutError,
+    error_from_dict,
+)
+from airflow_provider_whisul.pace import check_poll_interval
+from airflow_provider_whisul.triggers.whisul import NOT_CANCELLED, wait_until_over
+from airflow_provider_whisul.watch import JobWatch
+
+if TYPE_CHECKING:
+    from airflow_provider_whisul.hooks.whisul import WhisulAsyncHook
+
+#: Bytes of songs that an event holds before it is handed over, with room for what is around them.
+_FULL_PART = LARGEST_ENTRY - 4 * LARGEST_SONG
+
+#: Seconds that a failed song waits for others to be handed over with, before it is submitted again.
+_FAILURE_WAIT = 60.0
+
+#: Seconds between two lines of progress in the task's log.
+PROGRESS_SECONDS = 30.0
+
+
+class PartEvent(TypedDict):
+    """What the trigger reports when some jobs are over."""
+
+    status: Literal["part"]
+    part: BatchPart
+
+
+class BatchErrorEvent(TypedDict):
+    """What the trigger reports when waiting has come to an end, with the jobs that were over before."""
+
+    status: Literal["error"]
+    part: BatchPart
+    error: SerializedError
+
+
+class WhisulBatchTrigger(BaseTrigger):
+    """
+    Looks at many jobs, each no sooner than its interval and all of them spread out, and reports those that are over.
+
+    It only ever looks (GET). It reports in parts, each small enough for any database; who it reports to takes the part
+    and defers again for the rest.
+
+    :param job_ids: The jobs.
+    :param whisul_conn_id: The Airflow connection that holds the API key.
+    :param poll_interval: Seconds between two looks at one job, at least 5.
+    :param deadline: When waiting ends, in Unix seconds (UTC).
+    :param submitted_at: When the last of the jobs was submitted, in Unix seconds.
+    :param total: How many songs the whole batch has, for the progress in the log.
+    :param delivered: How many of them are there already, likewise.
+    :param failed: How many of them have failed for good, likewise.
+    """
+
+    #: Time and chance; replaced by tests.
+    clock: Clock = SYSTEM_CLOCK
+
+    def __init__(
+        self,
+        job_ids: Sequence[str],
+        whisul_conn_id: str,
+        poll_interval: float,
+        deadline: float,
+        submitted_at: float | None = None,
+        total: int = 0,
+        delivered: int = 0,
+        failed: int = 0,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.job_ids = list(job_ids)
+        self.whisul_conn_id = whisul_conn_id
+        self.poll_interval = check_poll_interval(poll_interval, "poll_interval")
+        self.deadline = deadline
+        self.submitted_at = submitted_at
+        self.total = total
+        self.delivered = delivered
+        self.failed = failed
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return what the trigger is made from again: ids, times and counts only, since it is stored and logged."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "job_ids": self.job_ids,
+                "whisul_conn_id": self.whisul_conn_id,
+                "poll_interval": self.poll_interval,
+                "deadline": self.deadline,
+                "submitted_at": self.submitted_at,
+                "total": self.total,
+                "delivered": self.delivered,
+                "failed": self.failed,
+            },
+        )
+
+    async def on_kill(self) -> None:
+        """Say what becomes of the jobs where a user ends the waiting (Airflow 3.3 and later)."""
+        self.log.warning(NOT_CANCELLED, ", ".join(self.job_ids[:3]) + (" …" if len(self.job_ids) > 3 else ""))
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Yield one event, a :class:`PartEvent` or a :class:`BatchErrorEvent`."""
+        event: PartEvent | BatchErrorEvent
+        part: BatchPart = {"completed": {}, "failed": {}}
+        try:
+            await self._gather(part)
+            event = {"status": "part", "part": part}
+        except WhisulError as error:
+            event = {"status": "error", "part": part, "error": error.as_dict()}
+        yield TriggerEvent(event)  # type: ignore[no-untyped-call]
+
+    async def _gather(self, part: BatchPart) -> None:
+        """Fill a part with jobs that are over, until it is full, nothing is left, or waiting must end."""
+        # Loaded here, so that reading a DAG file loads no HTTP client.
+        from airflow_provider_whisul.hooks.whisul import WhisulAsyncHook
+
+        self.log.info("Looking at %d Whisul jobs, each every %g s", len(self.job_ids), self.poll_interval)
+        over: asyncio.Queue[tuple[str, WhisulJob | WhisulError]] = asyncio.Queue()
+        async with WhisulAsyncHook(self.whisul_conn_id, clock=self.clock) as hook:
+            watchers = [asyncio.ensure_future(self._watch(hook, job_id, over)) for job_id in self.job_ids]
+            try:
+                await self._collect(over, part)
+            finally:
+                for watcher in watchers:
+                    watcher.cancel()
+                await asyncio.gather(*watchers, return_exceptions=True)
+
+    async def _watch(
+        self, hook: WhisulAsyncHook, job_id: str, over: asyncio.Queue[tuple[str, WhisulJob | WhisulError]]
+    ) -> None:
+        """Look at one job until it is over or can no longer be waited for."""
+        clock = self.clock
+        watch = JobWatch(job_id, self.poll_interval, self.deadline, self.submitted_at)
+        try:
+            wait = watch.first_wait(clock.time(), clock.random())
+            job = await wait_until_over(hook, watch, clock, wait)
+        except WhisulError as error:
+            over.put_nowait((job_id, error))
+        else:
+            over.put_nowait((job_id, job))
+
+    async def _collect(self, over: asyncio.Queue[tuple[str, WhisulJob | WhisulError]], part: BatchPart) -> None:
+        size = 0
+        took: list[float] = []
+        began = self.clock.time()
+        said = began
+        hand_over_at: float | None = None
+        left = len(self.job_ids)
+        while left and size < _FULL_PART and not (hand_over_at and self.clock.time() >= hand_over_at):
+            try:
+                job_id, seen = await asyncio.wait_for(over.get(), PROGRESS_SECONDS)
+            except TimeoutError:
+                pass
+            else:
+                left -= 1
+                if isinstance(seen, WhisulJob):
+                    song = cast("dict[str, object]", {**seen.song()})
+                    del song["prompt"], song["job_id"]
+                    length = len(json.dumps(song))
+                    part["completed"][job_id] = song if length <= LARGEST_SONG else None
+                    size += 50 + min(length, LARGEST_SONG)
+                    if seen.started_at and seen.finished_at:
+                        took.append((seen.finished_at - seen.started_at).total_seconds())
+                elif isinstance(seen, WhisulJobFailedError | WhisulJobNotFoundError):
+                    part["failed"][job_id] = str(seen)[:300]
+                    size += 350
+                    hand_over_at = hand_over_at or self.clock.time() + _FAILURE_WAIT
+                else:
+                    # The key, the deadline, too many blips: the same for all of them.
+                    raise self._about_all(seen, left + 1)
+            if self.clock.time() - said >= PROGRESS_SECONDS:
+                said = self.clock.time()
+                self._say_progress(part, took, said)
+
+    def _about_all(self, error: WhisulError, left: int) -> WhisulError:
+        if not isinstance(error, WhisulJobTimeoutError):
+            return error
+        return WhisulJobTimeoutError(
+            f"{left} Whisul jobs were not over by {utc(self.deadline)}, and waiting for them ended. They may still be "
+            "running, and may still complete: from Airflow 3.3 on a retry of this task goes on with them."
+        )
+
+    def _say_progress(self, part: BatchPart, took: list[float], now: float) -> None:
+        delivered = self.delivered + len(part["completed"])
+        line = f"{delivered:,} of {self.total:,} delivered, {self.failed + len(part['failed']):,} failed"
+        if took and self.submitted_at is not None:
+            left = max(self.submitted_at + max(took) - now, self.poll_interval)
+            line += f", about {left / 60:.0f} min left" if left >= 90 else f", about {left:.0f} s left"
+        self.log.info("%s", line)
+
+
+def part_from_event(event: object) -> tuple[BatchPart, WhisulError | None]:
+    """
+    Return the jobs that an event says are over, and the error that ended the wait, if one did.
+
+    :param event: The event, as Airflow hands it to ``execute_part``: not to be trusted to be one of ours.
+    :raises WhisulError: It is none.
+    """
+    match event:
+        case {"status": "part", "part": {"completed": dict(), "failed": dict()} as part}:
+            return cast(BatchPart, part), None
+        case {
+            "status": "error",
+            "part": {"completed": dict(), "failed": dict()} as part,
+            "error": {"type": str(), "message": str(), "job_id": _, "http_status": _} as error,
+        }:
+            return cast(BatchPart, part), error_from_dict(cast(SerializedError, error))
+    raise WhisulError(
+        f"The trigger that waited for the batch reported something that is no event of it: {event!r:.200}. The jobs "
+        "are not affected: from Airflow 3.3 on a retry of this task goes on with them."
+    )

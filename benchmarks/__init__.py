@@ -1,0 +1,1 @@
+"""Measurements of the provider: ``python -m benchmarks.NAME``."""

@@ -1,0 +1,417 @@
+"""The batch operator and its trigger, with the sandbox in the same event loop and all of them on its virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from airflow import __version__ as airflow_version
+from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
+
+from airflow_provider_whisul.batch import LARGEST_ENTRY, MOST_WATCHED
+from airflow_provider_whisul.exceptions import (
+    WhisulError,
+    WhisulInvalidInputError,
+    WhisulJobFailedError,
+    WhisulJobTimeoutError,
+    WhisulRateLimitError,
+    WhisulUnauthorizedError,
+)
+from airflow_provider_whisul.operators.whisul_batch import WhisulGenerateBatchOperator
+from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions
+from airflow_provider_whisul.triggers.whisul_batch import WhisulBatchTrigger
+from tests.support import TaskContext, TaskStore, VirtualLoop, loop_clock, run_virtually, thread_clock
+
+KEY = "secret-sandbox-key"
+
+
+class Killed(BaseException):
+    """The worker dies."""
+
+
+class Night:
+    """A batch task in Airflow: its tries, its deferrals, and the store that outlives them."""
+
+    def __init__(self, sandbox: Sandbox, loop: VirtualLoop, prompts: list[str], **arguments: Any) -> None:
+        self.sandbox = sandbox
+        self.loop = loop
+        self.arguments = {"prompts": prompts, "timeout": 1800, **arguments}
+        self.store = TaskStore()
+        self.durable_airflow = True
+        self.tries = 0
+        self.clears = 0
+        self.context = TaskContext()
+        self.parts: list[Any] = []
+        self.triggers: list[WhisulBatchTrigger] = []
+
+    def operator(self) -> WhisulGenerateBatchOperator:
+        operator = WhisulGenerateBatchOperator(task_id="songs", retries=2, **self.arguments)
+        operator.clock = thread_clock(self.loop)
+        return operator
+
+    async def attempt(self, operator: WhisulGenerateBatchOperator | None = None) -> list[dict[str, Any]]:
+        """Run one try to its end, deferrals included."""
+        self.tries += 1
+        store = {"task_state_store": self.store} if self.durable_airflow else {}
+        self.context = TaskContext(**store)
+        self.context.task_id = "songs"
+        self.context.try_number = self.tries
+        self.context.max_tries = self.clears + 2
+        resumed: tuple[Any, ...] = ()
+        while True:
+            try:
+                # Killed is no Exception, and would end the executor's thread.
+                return await self.loop.run_in_executor(
+                    None, _returning, self.context.run, operator or self.operator(), *resumed
+                )
+            except TaskDeferred as exception:
+                deferred = exception
+            operator = None
+            event = await self.wait(deferred)
+            resumed = (deferred.method_name, {"event": event, **(deferred.kwargs or {})})
+
+    async def wait(self, deferred: TaskDeferred) -> Any:
+        """Run the trigger of a deferral, made from what Airflow stores of it, and return its event."""
+        assert isinstance(deferred.trigger, WhisulBatchTrigger)
+        _, kwargs = deferred.trigger.serialize()
+        trigger = WhisulBatchTrigger(**json.loads(json.dumps(kwargs)))
+        chances = (number * 0.618 % 1 for number in itertools.count(len(self.parts)))
+        trigger.clock = replace(loop_clock(self.loop), random=lambda: next(chances))
+        (event,) = [event.payload async for event in trigger.run()]
+        assert max(len(json.dumps(stored)) for stored in (kwargs, deferred.kwargs, event)) < LARGEST_ENTRY
+        self.triggers.append(trigger)
+        self.parts.append(event)
+        return event
+
+    def clear(self) -> None:
+        self.clears = self.tries
+
+    def posts(self) -> Counter[str | None]:
+        return Counter(request.prompt for request in self.sandbox.requests if request.method == "POST")
+
+
+def _returning(run: Callable[..., Any], *arguments: Any) -> Any:
+    if airflow_version.startswith("2."):
+        from airflow.models.baseoperator import ExecutorSafeguard
+
+        # Airflow 2 expects tasks in the main thread only.
+        ExecutorSafeguard._sentinel.callers = {}
+    try:
+        return run(*arguments)
+    except Killed as killed:
+        raise RuntimeError("killed") from killed
+
+
+@pytest.fixture
+def night(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Run a coroutine function with a function that makes a :class:`Night`; options are the sandbox's."""
+
+    def run(main: Callable[[Callable[..., Night]], Awaitable[None]], **options: Any) -> None:
+        async def served(loop: VirtualLoop) -> None:
+            sandbox = Sandbox(SandboxOptions(**{"api_key": KEY, "job_seconds": (60, 120), **options}), clock=loop.wall)
+            async with sandbox.serve():
+                monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", sandbox.connection)
+                await main(lambda prompts, **arguments: Night(sandbox, loop, prompts, **arguments))
+
+        run_virtually(served)
+
+    return run
+
+
+def prompts(count: int, directive: str = "") -> list[str]:
+    return [f"song {number} {directive}".strip() for number in range(count)]
+
+
+def assert_polled_gently(sandbox: Sandbox) -> None:
+    polls = defaultdict(list)
+    for request in sandbox.requests:
+        if request.method == "GET":
+            polls[request.job_id].append(request.at)
+    assert all(after - before >= 5 - 1e-6 for at in polls.values() for before, after in pairwise(at))
+
+
+@pytest.mark.parametrize("durable_airflow", [True, False])
+def test_many_songs_in_the_order_of_their_prompts(night: Callable[..., Any], durable_airflow: bool) -> None:
+    async def main(make: Callable[..., Night]) -> None:
+        batch = make(prompts(100))
+        batch.durable_airflow = durable_airflow
+        results = await batch.attempt()
+        assert [result["prompt"] for result in results] == prompts(100)
+        for result in results:
+            assert result["status"] == "completed"
+            assert result["error"] is None
+            assert result["track"]["job_id"] == result["job_id"]
+            assert result["track"]["prompt"] == result["prompt"] == batch.sandbox.jobs[result["job_id"]].prompt
+            assert result["track"]["song_url"]
+        assert set(batch.posts().values()) == {1}
+        assert_polled_gently(batch.sandbox)
+        for value in (batch.store if durable_airflow else batch.context.xcoms).values():
+            assert len(json.dumps(value)) < LARGEST_ENTRY
+
+    night(main)
+
+
+def test_a_thousand_and_more(night: Callable[..., Any]) -> None:
+    async def main(make: Callable[..., Night]) -> None:
+        batch = make(prompts(1000))
+        results = await batch.attempt()
+        assert sum(result["status"] == "completed" for result in results) == 1000
+        assert sum(batch.posts().values()) == 1000
+        assert max(len(trigger.job_ids) for trigger in batch.triggers) == MOST_WATCHED
+        assert len(batch.parts) < 40
+
+    night(main)
+
+
+class TestFailures:
+    def test_a_failed_song_is_submitted_again_within_the_try(self, night: Callable[..., Any]) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make([*prompts(5), "unlucky [sandbox:fail=1]"])
+            results = await batch.attempt()
+            assert results[-1]["status"] == "completed"
+            assert batch.posts()["unlucky [sandbox:fail=1]"] == 2
+            assert sum(batch.posts().values()) == 7
+
+        night(main)
+
+    def test_too_many_failures_fail_the_task_and_lose_no_song(self, night: Callable[..., Any]) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make([*prompts(5), "hopeless [sandbox:fail=2]"])
+            with pytest.raises(
+                WhisulJobFailedError, match=r"1 of 6 songs failed.*'hopeless .*Generation failed"
+            ) as caught:
+                await batch.attempt()
+            assert not isinstance(caught.value, AirflowFailException)
+            delivered = batch.context.xcoms["return_value"]
+            assert [result["status"] for result in delivered] == ["completed"] * 5 + ["failed"]
+            assert delivered[-1]["track"] is None
+            # A retry submits only what failed.
+            results = await batch.attempt()
+            assert {result["status"] for result in results} == {"completed"}
+            assert batch.posts() == {**dict.fromkeys(prompts(5), 1), "hopeless [sandbox:fail=2]": 3}
+            assert [result["job_id"] for result in results[:5]] == [result["job_id"] for result in delivered[:5]]
+
+        night(main)
+
+    def test_as_many_failures_as_are_allowed(self, night: Callable[..., Any]) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make([*prompts(3), "hopeless [sandbox:fail]"], max_failures=1, attempts=1)
+            results = await batch.attempt()
+            assert [result["status"] for result in results] == ["completed"] * 3 + ["failed"]
+            assert "Generation failed" in results[-1]["error"]
+
+        night(main)
+
+    def test_an_expired_job_is_a_failed_song(self, night: Callable[..., Any]) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make(["gone [sandbox:expired][sandbox:seconds=90]"], max_failures=1)
+            results = await batch.attempt()
+            assert results[0]["status"] == "failed"
+            assert "404" in results[0]["error"]
+            assert sum(batch.posts().values()) == 2
+
+        night(main)
+
+    def test_a_refused_prompt_costs_the_others_nothing(self, night: Callable[..., Any]) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make([*prompts(2), "refused [sandbox:no-such-directive]"], max_failures=1)
+            results = await batch.attempt()
+            assert [result["status"] for result in results] == ["completed", "completed", "failed"]
+            assert "400" in results[-1]["error"]
+            assert sum(batch.posts().values()) == 3
+
+        night(main)
+
+    @pytest.mark.parametrize("bad", ["a string", [], ["fine", ""], ["fine", None], 7])
+    def test_prompts_that_make_no_sense_cost_nothing(self, night: Callable[..., Any], bad: Any) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make(bad)
+            with pytest.raises(WhisulInvalidInputError):
+                await batch.attempt()
+            assert batch.sandbox.requests == []
+
+        night(main)
+
+    def test_a_revoked_key_ends_it_and_loses_no_job(self, night: Callable[..., Any]) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make(prompts(10))
+            asyncio.get_running_loop().call_later(40, batch.sandbox.revoke_key)
+            with pytest.raises(WhisulUnauthorizedError):
+                await batch.attempt()
+            batch.sandbox.restore_key()
+            batch.clear()
+            assert {result["status"] for result in await batch.attempt()} == {"completed"}
+            assert sum(batch.posts().values()) == 10
+
+        night(main)
+
+    def test_a_timeout_says_that_the_jobs_may_still_run_and_a_retry_goes_on(self, night: Callable[..., Any]) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make([*prompts(3), "slow [sandbox:seconds=300]"], timeout=200)
+            with pytest.raises(WhisulJobTimeoutError, match="1 Whisul jobs were not over.*may still be"):
+                await batch.attempt()
+            assert {result["status"] for result in await batch.attempt()} == {"completed"}
+            assert sum(batch.posts().values()) == 4
+
+        night(main)
+
+    def test_an_event_that_is_none_of_ours(self, night: Callable[..., Any]) -> None:
+        operator = WhisulGenerateBatchOperator(task_id="songs", prompts=["a song"])
+        with pytest.raises(WhisulError, match="no event of it"):
+            TaskContext(task_state_store=TaskStore()).run(operator, "execute_part", {"event": {"status": "odd"}})
+
+
+class TestLaterTries:
+    @pytest.mark.parametrize("after", [0, 7, 25])
+    @pytest.mark.parametrize("noted", [True, False])
+    def test_a_crash_while_submitting_goes_on_there(self, night: Callable[..., Any], after: int, noted: bool) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make(prompts(30))
+            operator = batch.operator()
+            generate = operator.hook.generate
+            left = iter(range(after))
+
+            def dying(prompt: str) -> str:
+                alive = next(left, None) is not None
+                if not alive and not noted:
+                    generate(prompt)
+                if not alive:
+                    raise Killed
+                return generate(prompt)
+
+            operator.hook.generate = dying  # type: ignore[method-assign]
+            with pytest.raises(RuntimeError, match="killed"):
+                await batch.attempt(operator)
+            assert {result["status"] for result in await batch.attempt()} == {"completed"}
+            twice = [prompt for prompt, times in batch.posts().items() if times > 1]
+            assert twice == ([] if noted else [f"song {after}"])
+
+        night(main)
+
+    def test_a_lost_answer_is_left_to_the_next_try(
+        self, night: Callable[..., Any], task_log: Callable[[], list[str]]
+    ) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make([*prompts(3), "lost [sandbox:post-drop]"])
+            with pytest.raises(WhisulJobFailedError, match="may have been paid for"):
+                await batch.attempt()
+            assert batch.posts()["lost [sandbox:post-drop]"] == 1
+            assert {result["status"] for result in await batch.attempt()} == {"completed"}
+            assert batch.posts()["lost [sandbox:post-drop]"] == 2
+
+        night(main)
+        assert sum("may already have been paid for" in line for line in task_log()) == 1
+
+    def test_a_lost_answer_stays_failed_until_the_task_is_cleared(self, night: Callable[..., Any]) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make(["lost [sandbox:post-drop]", "fine"], on_ambiguous_submit="fail")
+            for _ in range(2):
+                with pytest.raises(WhisulJobFailedError, match="may have been paid for"):
+                    await batch.attempt()
+            assert batch.posts()["lost [sandbox:post-drop]"] == 1
+            batch.clear()
+            assert {result["status"] for result in await batch.attempt()} == {"completed"}
+
+        night(main)
+
+    def test_a_batch_that_airflow_did_not_get_is_not_made_again(self, night: Callable[..., Any]) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make(prompts(25))
+            first = await batch.attempt()
+            assert await batch.attempt() == first
+            assert sum(batch.posts().values()) == 25
+
+        night(main)
+
+    def test_a_cleared_batch_makes_new_takes(self, night: Callable[..., Any]) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make(prompts(3))
+            first = await batch.attempt()
+            batch.clear()
+            second = await batch.attempt()
+            assert not {result["job_id"] for result in first} & {result["job_id"] for result in second}
+
+        night(main)
+
+    def test_a_changed_prompt_is_submitted_and_the_others_are_kept(self, night: Callable[..., Any]) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make(["one", "two [sandbox:fail]"], attempts=1)
+            with pytest.raises(WhisulJobFailedError):
+                await batch.attempt()
+            batch.arguments["prompts"] = ["one", "another two"]
+            assert {result["status"] for result in await batch.attempt()} == {"completed"}
+            assert batch.posts() == {"one": 1, "two [sandbox:fail]": 1, "another two": 1}
+
+        night(main)
+
+    def test_not_durable(self, night: Callable[..., Any]) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make(prompts(2), durable=False)
+            await batch.attempt()
+            await batch.attempt()
+            assert sum(batch.posts().values()) == 4
+            assert batch.store == {}
+
+        night(main)
+
+    def test_a_rate_limit_while_submitting_fails_the_try_and_the_next_goes_on(self, night: Callable[..., Any]) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make([*prompts(2), "limited [sandbox:post-429=6]"])
+            with pytest.raises(WhisulRateLimitError):
+                await batch.attempt()
+            assert {result["status"] for result in await batch.attempt()} == {"completed"}
+            assert sum(batch.posts().values()) == 2 + 7
+
+        night(main)
+
+
+def test_data_too_large_for_an_event_is_fetched_by_the_worker(
+    night: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_whisul.triggers.whisul_batch.LARGEST_SONG", 10)
+    monkeypatch.setattr("airflow_provider_whisul.batch.LARGEST_SONG", 10)
+
+    async def main(make: Callable[..., Night]) -> None:
+        batch = make(prompts(3))
+        assert all(result["track"]["song_url"] for result in await batch.attempt())
+        assert batch.parts[0]["part"]["completed"]
+        assert set(batch.parts[0]["part"]["completed"].values()) == {None}
+
+    night(main)
+
+
+def test_progress_is_said_once_in_half_a_minute(night: Callable[..., Any], task_log: Callable[[], list[str]]) -> None:
+    async def main(make: Callable[..., Night]) -> None:
+        await make([*prompts(20), "slow [sandbox:seconds=400]"]).attempt()
+
+    night(main)
+    lines = [line for line in task_log() if " of 21 delivered, 0 failed" in line]
+    assert 5 <= len(lines) <= 400 / 30 + 2
+    assert any("left" in line for line in lines)
+
+
+class TestRefusedWhenTheDagIsRead:
+    @pytest.mark.parametrize(
+        ("argument", "message"),
+        [
+            ({"poll_interval": 4}, "once every 5 to 10 s"),
+            ({"timeout": 0}, "positive number of seconds"),
+            ({"attempts": 0}, "attempts must be 1 or more"),
+            ({"max_failures": -1}, "max_failures 0 or more"),
+            ({"on_ambiguous_submit": "ignore"}, '"retry" or "fail"'),
+        ],
+    )
+    def test_argument(self, argument: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            WhisulGenerateBatchOperator(task_id="songs", prompts=["a song"], **argument)
+
+    def test_interval_of_mapped_batches(self) -> None:
+        with pytest.raises(ValueError, match="once every 5 to 10 s"):
+            WhisulGenerateBatchOperator.partial(task_id="songs", poll_interval=4)
