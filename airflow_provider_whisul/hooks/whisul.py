@@ -332,7 +332,7 @@ class WhisulHook(BaseHook):
         wait = self._quiet_for()
         # A shorter wait is over by the time it has begun.
         if wait > 0.001:
-            self.clock.sleep(min(wait, MAX_WORKER_WAIT))
+            self.clock.sleep(wait)
         return self._pace.sent(self.clock.time(), overdue=self.clock.time() - self._work_since(due))
 
     def _quiet_for(self) -> float:

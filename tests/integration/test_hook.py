@@ -305,6 +305,16 @@ class TestWaitForJob:
         job_id = hook.generate("a song [sandbox:get-500=7][sandbox:get-429=1]")
         assert hook.wait_for_job(job_id, poll_interval=5).completed
 
+    def test_a_long_retry_after_is_kept_to_its_end(
+        self, start_sandbox: StartSandbox, hook: WhisulHook, clock: FakeClock
+    ) -> None:
+        sandbox = start_sandbox(rate_limit=1, block_seconds=900.0, retry_after=True)
+        job_id = hook.generate("a song")
+        assert hook.wait_for_job(job_id, timeout=3600).completed
+        limited, asked_again = sandbox.requests[1:3]
+        assert limited.status == 429
+        assert asked_again.at - limited.at >= 900
+
     def test_refuses_to_poll_too_fast(self, hook: WhisulHook) -> None:
         with pytest.raises(ValueError, match="once every 5 to 10 s"):
             hook.wait_for_job("some-job", poll_interval=4.9)
