@@ -43,7 +43,9 @@ class JobWatch:
     _last_error: WhisulError | None = field(default=None, init=False)
     _warned_of_status: bool = field(default=False, init=False)
 
-    def first_wait(self, now: float, chance: float, not_before: float | None = None) -> float:
+    def first_wait(
+        self, now: float, chance: float, not_before: float | None = None, looked_at: float | None = None
+    ) -> float:
         """
         Return the seconds to wait before the first look.
 
@@ -53,11 +55,16 @@ class JobWatch:
         :param now: Unix seconds.
         :param chance: From 0 up to 1.
         :param not_before: When Whisul may be asked again at the earliest, Unix seconds, if it has said so.
+        :param looked_at: When the job was looked at last, Unix seconds, where that is known: then the first interval is
+            only what is left of it.
         :raises WhisulJobTimeoutError: That is beyond the deadline.
         """
         if not_before is not None and not_before > self.deadline:
             raise self._timed_out()
-        wait = self._until_deadline(now, self.poll_interval * (1 + chance))
+        if looked_at is None:
+            wait = self._until_deadline(now, self.poll_interval * (1 + chance))
+        else:
+            wait = max(looked_at + MIN_POLL_INTERVAL - now, self.poll_interval * chance, 0.0)
         return wait if not_before is None else max(wait, not_before - now)
 
     def after(self, seen: WhisulJob | WhisulError, now: float, chance: float) -> float | None:

@@ -463,8 +463,7 @@ async def _shared_session(account: WhisulAccount) -> AsyncIterator[_SharedSessio
     """Lend the event loop's one session for an account; the last borrower closes it."""
     sessions = _SHARED_SESSIONS.setdefault(asyncio.get_running_loop(), {})
     if account not in sessions:
-        # Reading CA files takes tens of milliseconds, which no other trigger should have to wait out.
-        tls, proxy = await asyncio.to_thread(lambda: (_tls_context(account), _proxy(account)))
+        tls, proxy = await _surroundings(account)
         if account not in sessions:
             sessions[account] = _SharedSession(_new_session(account, tls), proxy)
     shared = sessions[account]
@@ -476,6 +475,23 @@ async def _shared_session(account: WhisulAccount) -> AsyncIterator[_SharedSessio
         if not shared.users:
             del sessions[account]
             await shared.session.close()
+
+
+_BEING_READ: WeakKeyDictionary[
+    asyncio.AbstractEventLoop, dict[WhisulAccount, asyncio.Task[tuple[ssl.SSLContext | bool, str | None]]]
+] = WeakKeyDictionary()
+
+
+async def _surroundings(account: WhisulAccount) -> tuple[ssl.SSLContext | bool, str | None]:
+    """Return the TLS context and the proxy for an account, read once for all who ask at the same time."""
+    being_read = _BEING_READ.setdefault(asyncio.get_running_loop(), {})
+    if account not in being_read:
+        # Reading CA files takes tens of milliseconds, which no other trigger should have to wait out.
+        reading = asyncio.ensure_future(asyncio.to_thread(lambda: (_tls_context(account), _proxy(account))))
+        reading.add_done_callback(lambda _: being_read.pop(account))
+        being_read[account] = reading
+    # Whoever asked first may be cancelled; the others still want it.
+    return await asyncio.shield(being_read[account])
 
 
 # A gate outlives the sessions: what it has learnt of an account's limit holds for the next job too.

@@ -28,8 +28,14 @@ from airflow_provider_whisul.pace import (
     check_poll_interval,
     check_timeout,
 )
-from airflow_provider_whisul.triggers.whisul_batch import PROGRESS_SECONDS, WhisulBatchTrigger, part_from_event
-from airflow_provider_whisul.version_compat import is_of_earlier_try
+from airflow_provider_whisul.triggers.whisul_batch import (
+    PROGRESS_SECONDS,
+    WhisulBatchTrigger,
+    batch_deferral_error,
+    part_from_event,
+    progress,
+)
+from airflow_provider_whisul.version_compat import DEFERRAL_ERRORS, is_of_earlier_try
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -119,27 +125,36 @@ class WhisulGenerateBatchOperator(RefusesFastPolling, BaseOperator):
         return self._go_on(context, batch)
 
     def execute_part(
-        self, context: Context, event: object, deadline: float | None = None, try_number: int | None = None
+        self,
+        context: Context,
+        event: object,
+        deadline: float | None = None,
+        said_at: float | None = None,
+        try_number: int | None = None,
     ) -> list[BatchResult]:
         """
         Take the songs that the trigger reports, and go on with the others.
 
         :param event: What it reports.
         :param deadline: When waiting ends, in Unix seconds.
+        :param said_at: When the last line of progress was written, in Unix seconds.
         :param try_number: The try that deferred.
         """
         batch = self._load(context)
-        part, error = part_from_event(event)
+        part, looked_at, error = part_from_event(event)
         batch.take(part)
         if error is not None:
             raise error
-        return self._go_on(context, batch, deadline)
+        return self._go_on(context, batch, deadline, looked_at, said_at)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral."""
         if is_of_earlier_try(next_kwargs, context):
             return self.execute(context)
-        return super().resume_execution(next_method, next_kwargs, context)
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except DEFERRAL_ERRORS as error:
+            raise batch_deferral_error(error) from error
 
     def _load(self, context: Context) -> Batch:
         prompts = self.prompts
@@ -167,14 +182,26 @@ class WhisulGenerateBatchOperator(RefusesFastPolling, BaseOperator):
             if again:
                 song.status = "new"
 
-    def _go_on(self, context: Context, batch: Batch, deadline: float | None = None) -> list[BatchResult]:
+    def _go_on(
+        self,
+        context: Context,
+        batch: Batch,
+        deadline: float | None = None,
+        looked_at: float | None = None,
+        said_at: float | None = None,
+    ) -> list[BatchResult]:
         """Submit what there is to submit, then defer while jobs run, and end when none does."""
         if self._submit_all(batch) or deadline is None:
-            deadline = self.clock.time() + self.timeout
+            deadline, looked_at = self.clock.time() + self.timeout, None
         running = batch.with_status("running")
         if not running:
             return self._finish(context, batch)
         now = self.clock.time()
+        delivered, failed = len(batch.with_status("completed")), len(batch.with_status("failed", "submitting"))
+        # Said here too: Airflow keeps of a try's triggers the last one's log only.
+        if delivered and now - (said_at or 0.0) >= PROGRESS_SECONDS:
+            said_at = now
+            self.log.info("%s", progress(delivered, len(batch.songs), failed))
         return self.defer(
             trigger=WhisulBatchTrigger(
                 job_ids=[cast(str, batch.songs[index].job_id) for index in running[:MOST_WATCHED]],
@@ -183,11 +210,13 @@ class WhisulGenerateBatchOperator(RefusesFastPolling, BaseOperator):
                 deadline=deadline,
                 submitted_at=deadline - self.timeout,
                 total=len(batch.songs),
-                delivered=len(batch.with_status("completed")),
-                failed=len(batch.with_status("failed", "submitting")),
+                delivered=delivered,
+                failed=failed,
+                looked_at=looked_at,
+                said_at=said_at,
             ),
             method_name="execute_part",
-            kwargs={"deadline": deadline, "try_number": context["ti"].try_number},
+            kwargs={"deadline": deadline, "said_at": said_at, "try_number": context["ti"].try_number},
             timeout=timedelta(seconds=max(0.0, deadline - now) + FRAMEWORK_TIMEOUT_MARGIN),
         )
 

@@ -22,6 +22,7 @@ from airflow_provider_whisul.exceptions import (
 )
 from airflow_provider_whisul.pace import check_poll_interval
 from airflow_provider_whisul.triggers.whisul import NOT_CANCELLED, wait_until_over
+from airflow_provider_whisul.version_compat import is_deferral_timeout
 from airflow_provider_whisul.watch import JobWatch
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class PartEvent(TypedDict):
 
     status: Literal["part"]
     part: BatchPart
+    #: When the last look was made, at the latest, in Unix seconds.
+    looked_at: float
 
 
 class BatchErrorEvent(TypedDict):
@@ -67,6 +70,8 @@ class WhisulBatchTrigger(BaseTrigger):
     :param total: How many songs the whole batch has, for the progress in the log.
     :param delivered: How many of them are there already, likewise.
     :param failed: How many of them have failed for good, likewise.
+    :param looked_at: When the jobs were last looked at, at the latest, in Unix seconds; None for perhaps just now.
+    :param said_at: When the last line of progress was written, in Unix seconds.
     """
 
     #: Time and chance; replaced by tests.
@@ -82,6 +87,8 @@ class WhisulBatchTrigger(BaseTrigger):
         total: int = 0,
         delivered: int = 0,
         failed: int = 0,
+        looked_at: float | None = None,
+        said_at: float | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.job_ids = list(job_ids)
@@ -92,6 +99,8 @@ class WhisulBatchTrigger(BaseTrigger):
         self.total = total
         self.delivered = delivered
         self.failed = failed
+        self.looked_at = looked_at
+        self.said_at = said_at
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what the trigger is made from again: ids, times and counts only, since it is stored and logged."""
@@ -106,6 +115,8 @@ class WhisulBatchTrigger(BaseTrigger):
                 "total": self.total,
                 "delivered": self.delivered,
                 "failed": self.failed,
+                "looked_at": self.looked_at,
+                "said_at": self.said_at,
             },
         )
 
@@ -119,7 +130,7 @@ class WhisulBatchTrigger(BaseTrigger):
         part: BatchPart = {"completed": {}, "failed": {}}
         try:
             await self._gather(part)
-            event = {"status": "part", "part": part}
+            event = {"status": "part", "part": part, "looked_at": self.clock.time()}
         except WhisulError as error:
             event = {"status": "error", "part": part, "error": error.as_dict()}
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
@@ -147,7 +158,7 @@ class WhisulBatchTrigger(BaseTrigger):
         clock = self.clock
         watch = JobWatch(job_id, self.poll_interval, self.deadline, self.submitted_at)
         try:
-            wait = watch.first_wait(clock.time(), clock.random())
+            wait = watch.first_wait(clock.time(), clock.random(), looked_at=self.looked_at)
             job = await wait_until_over(hook, watch, clock, wait)
         except WhisulError as error:
             over.put_nowait((job_id, error))
@@ -157,8 +168,7 @@ class WhisulBatchTrigger(BaseTrigger):
     async def _collect(self, over: asyncio.Queue[tuple[str, WhisulJob | WhisulError]], part: BatchPart) -> None:
         size = 0
         took: list[float] = []
-        began = self.clock.time()
-        said = began
+        said = self.said_at or self.clock.time()
         hand_over_at: float | None = None
         left = len(self.job_ids)
         while left and size < _FULL_PART and not (hand_over_at and self.clock.time() >= hand_over_at):
@@ -196,30 +206,55 @@ class WhisulBatchTrigger(BaseTrigger):
         )
 
     def _say_progress(self, part: BatchPart, took: list[float], now: float) -> None:
-        delivered = self.delivered + len(part["completed"])
-        line = f"{delivered:,} of {self.total:,} delivered, {self.failed + len(part['failed']):,} failed"
+        line = progress(self.delivered + len(part["completed"]), self.total, self.failed + len(part["failed"]))
         if took and self.submitted_at is not None:
             left = max(self.submitted_at + max(took) - now, self.poll_interval)
             line += f", about {left / 60:.0f} min left" if left >= 90 else f", about {left:.0f} s left"
         self.log.info("%s", line)
 
 
-def part_from_event(event: object) -> tuple[BatchPart, WhisulError | None]:
+def progress(delivered: int, total: int, failed: int) -> str:
+    """Return how far a batch has got, as the task's log says it."""
+    return f"{delivered:,} of {total:,} delivered, {failed:,} failed"
+
+
+def batch_deferral_error(error: Exception) -> WhisulError:
     """
-    Return the jobs that an event says are over, and the error that ended the wait, if one did.
+    Return what it means that Airflow ended the deferral of a batch by itself, without an event.
+
+    :param error: One of :data:`~airflow_provider_whisul.version_compat.DEFERRAL_ERRORS`.
+    """
+    go_on = "The jobs are not affected: from Airflow 3.3 on a retry of this task goes on with them."
+    if is_deferral_timeout(error):
+        return WhisulJobTimeoutError(
+            f"Nothing was heard in time from the trigger that waited for the batch. Is a triggerer running? {go_on}"
+        )
+    return WhisulError(
+        f"The trigger that waited for the batch ended with an error of its own: {error}. Its traceback is in this log. "
+        f"{go_on}"
+    )
+
+
+def part_from_event(event: object) -> tuple[BatchPart, float | None, WhisulError | None]:
+    """
+    Return the jobs that an event says are over, when any was looked at last, and the error that ended the wait, if any.
 
     :param event: The event, as Airflow hands it to ``execute_part``: not to be trusted to be one of ours.
     :raises WhisulError: It is none.
     """
     match event:
-        case {"status": "part", "part": {"completed": dict(), "failed": dict()} as part}:
-            return cast(BatchPart, part), None
+        case {
+            "status": "part",
+            "part": {"completed": dict(), "failed": dict()} as part,
+            "looked_at": int() | float() as looked_at,
+        }:
+            return cast(BatchPart, part), looked_at, None
         case {
             "status": "error",
             "part": {"completed": dict(), "failed": dict()} as part,
             "error": {"type": str(), "message": str(), "job_id": _, "http_status": _} as error,
         }:
-            return cast(BatchPart, part), error_from_dict(cast(SerializedError, error))
+            return cast(BatchPart, part), None, error_from_dict(cast(SerializedError, error))
     raise WhisulError(
         f"The trigger that waited for the batch reported something that is no event of it: {event!r:.200}. The jobs "
         "are not affected: from Airflow 3.3 on a retry of this task goes on with them."

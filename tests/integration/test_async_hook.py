@@ -128,6 +128,24 @@ class TestSharedSession:
         assert made[0].closed
         assert len({request.connection for request in gets(sandbox)}) == 1
 
+    def test_one_tls_context_for_all_who_begin_together(
+        self, monkeypatch: pytest.MonkeyPatch, self_signed: str, ca_file: Path
+    ) -> None:
+        connect(monkeypatch, self_signed, verify=str(ca_file), max_requests_per_second=1e6)
+        made: list[object] = []
+        original = whisul._tls_context
+        monkeypatch.setattr(whisul, "_tls_context", lambda account: made.append(original(account)) or made[-1])
+
+        async def main() -> None:
+            looks = [asyncio.create_task(WhisulAsyncHook().get_job("some-job")) for _ in range(20)]
+            await asyncio.sleep(0)
+            looks[0].cancel()
+            await asyncio.wait(looks)
+            assert all(isinstance(look.exception(), WhisulJobNotFoundError) for look in looks[1:])
+
+        run(main())
+        assert len(made) == 1
+
     def test_closed_when_the_last_leaves_even_cancelled(
         self, sandbox: Sandbox, submit: Callable[[str], str], recwarn: pytest.WarningsRecorder
     ) -> None:

@@ -268,6 +268,21 @@ class TestFailures:
             TaskContext(task_state_store=TaskStore()).run(operator, "execute_part", {"event": {"status": "odd"}})
 
 
+@pytest.mark.parametrize(
+    ("reason", "error", "message"),
+    [
+        ("Trigger timeout", WhisulJobTimeoutError, "Is a triggerer running"),
+        ("Trigger failure", WhisulError, "ended with an error of its own"),
+    ],
+)
+def test_a_deferral_that_airflow_ended_says_what_becomes_of_the_jobs(
+    reason: str, error: type[WhisulError], message: str
+) -> None:
+    operator = WhisulGenerateBatchOperator(task_id="songs", prompts=["a song"])
+    with pytest.raises(error, match=f"{message}.*a retry of this task goes on"):
+        TaskContext().run(operator, "__fail__", {"error": reason})
+
+
 class TestLaterTries:
     @pytest.mark.parametrize("after", [0, 7, 25])
     @pytest.mark.parametrize("noted", [True, False])
