@@ -17,7 +17,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo airflow test test-all test-others lint docs pacing clean $(addprefix test-,$(OTHERS))
+.PHONY: help demo airflow test test-all test-others test-cluster lint docs pacing bench bench-airflow clean $(addprefix test-,$(OTHERS))
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -38,16 +38,25 @@ test-others: $(addprefix test-,$(OTHERS))
 $(addprefix test-,$(OTHERS)): test-%: .venvs/%/installed
 	.venvs/$*/bin/python -m pytest
 
+test-cluster: .venvs/cluster/installed ## Kill a worker and a triggerer of two each, with PostgreSQL, Celery and Redis
+	.venvs/cluster/bin/python -m pytest tests/cluster/night.py
+
 lint: .venv/installed ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/installed ## Write the tables of the documentation from the code
+	$(BIN)/python -m dev.failure_table
+
 pacing: .venv/installed ## Simulate the pace of many jobs on one key whose limit nobody knows (a minute)
 	@$(BIN)/python -m benchmarks.pacing
 
-docs: .venv/installed ## Write the tables of the documentation from the code
-	$(BIN)/python -m dev.failure_table
+bench: .venv/benchmarks ## Measure what polling costs the triggerer (25 minutes)
+	$(BIN)/python -m benchmarks
+
+bench-airflow: .venv/benchmarks ## Measure what a song costs a real Airflow, made in five ways (40 minutes)
+	$(BIN)/python -m benchmarks.worker_cost
 
 clean: ## Remove what was installed and cached
 	rm -rf .venv .venvs .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
@@ -59,4 +68,14 @@ clean: ## Remove what was installed and cached
 
 .venvs/%/installed: constraints/airflow-%.txt $(INSTALL_INPUTS)
 	@dev/make_venv.sh $* .venvs/$*
+	@touch $@
+
+.venvs/cluster/installed: constraints/airflow-$(NEWEST).txt constraints/cluster-$(NEWEST).txt $(INSTALL_INPUTS)
+	@dev/make_venv.sh $(NEWEST) .venvs/cluster
+	@.venvs/cluster/bin/python -m pip --disable-pip-version-check -qq install \
+		-c constraints/airflow-$(NEWEST).txt -r constraints/cluster-$(NEWEST).txt
+	@touch $@
+
+.venv/benchmarks: .venv/installed benchmarks/requirements.txt
+	$(BIN)/python -m pip --disable-pip-version-check -qq install -c constraints/airflow-$(NEWEST).txt -r benchmarks/requirements.txt
 	@touch $@

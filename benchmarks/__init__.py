@@ -1,1 +1,1 @@
-"""Measurements of the provider: ``python -m benchmarks.NAME``."""
+"""Measurements of the provider: ``make pacing``, ``make bench`` and ``make bench-airflow``."""

@@ -1,0 +1,10 @@
+"""What HttpEventTrigger asks of an answer. A module of its own, since that trigger loads it anew for each look."""
+
+from __future__ import annotations
+
+import requests
+
+
+async def is_over(response: requests.Response) -> bool:
+    """Return whether the job is over."""
+    return bool(response.json()["status"] != "running")
