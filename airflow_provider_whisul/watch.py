@@ -43,9 +43,7 @@ class JobWatch:
     _last_error: WhisulError | None = field(default=None, init=False)
     _warned_of_status: bool = field(default=False, init=False)
 
-    def first_wait(
-        self, now: float, chance: float, not_before: float | None = None, looked_at: float | None = None
-    ) -> float:
+    def first_wait(self, now: float, chance: float, not_before: float | None = None, *, resumed: bool = False) -> float:
         """
         Return the seconds to wait before the first look.
 
@@ -55,16 +53,14 @@ class JobWatch:
         :param now: Unix seconds.
         :param chance: From 0 up to 1.
         :param not_before: When Whisul may be asked again at the earliest, Unix seconds, if it has said so.
-        :param looked_at: When the job was looked at last, Unix seconds, where that is known: then the first interval is
-            only what is left of it.
+        :param resumed: Whether the job was waited for until just now, so that only what the API demands is kept of the
+            first interval. Less would not do: a trigger may be begun again at any moment, or end at its first look.
         :raises WhisulJobTimeoutError: That is beyond the deadline.
         """
         if not_before is not None and not_before > self.deadline:
             raise self._timed_out()
-        if looked_at is None:
-            wait = self._until_deadline(now, self.poll_interval * (1 + chance))
-        else:
-            wait = max(looked_at + MIN_POLL_INTERVAL - now, self.poll_interval * chance, 0.0)
+        least = MIN_POLL_INTERVAL if resumed else self.poll_interval
+        wait = self._until_deadline(now, least + self.poll_interval * chance)
         return wait if not_before is None else max(wait, not_before - now)
 
     def after(self, seen: WhisulJob | WhisulError, now: float, chance: float) -> float | None:

@@ -141,11 +141,11 @@ class WhisulGenerateBatchOperator(RefusesFastPolling, BaseOperator):
         :param try_number: The try that deferred.
         """
         batch = self._load(context)
-        part, looked_at, error = part_from_event(event)
+        part, error = part_from_event(event)
         batch.take(part)
         if error is not None:
             raise error
-        return self._go_on(context, batch, deadline, looked_at, said_at)
+        return self._go_on(context, batch, deadline, said_at)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral."""
@@ -187,12 +187,12 @@ class WhisulGenerateBatchOperator(RefusesFastPolling, BaseOperator):
         context: Context,
         batch: Batch,
         deadline: float | None = None,
-        looked_at: float | None = None,
         said_at: float | None = None,
     ) -> list[BatchResult]:
         """Submit what there is to submit, then defer while jobs run, and end when none does."""
+        resumed = deadline is not None
         if self._submit_all(batch) or deadline is None:
-            deadline, looked_at = self.clock.time() + self.timeout, None
+            deadline, resumed = self.clock.time() + self.timeout, False
         running = batch.with_status("running")
         if not running:
             return self._finish(context, batch)
@@ -212,7 +212,7 @@ class WhisulGenerateBatchOperator(RefusesFastPolling, BaseOperator):
                 total=len(batch.songs),
                 delivered=delivered,
                 failed=failed,
-                looked_at=looked_at,
+                resumed=resumed,
                 said_at=said_at,
             ),
             method_name="execute_part",

@@ -43,8 +43,6 @@ class PartEvent(TypedDict):
 
     status: Literal["part"]
     part: BatchPart
-    #: When the last look was made, at the latest, in Unix seconds.
-    looked_at: float
 
 
 class BatchErrorEvent(TypedDict):
@@ -70,7 +68,7 @@ class WhisulBatchTrigger(BaseTrigger):
     :param total: How many songs the whole batch has, for the progress in the log.
     :param delivered: How many of them are there already, likewise.
     :param failed: How many of them have failed for good, likewise.
-    :param looked_at: When the jobs were last looked at, at the latest, in Unix seconds; None for perhaps just now.
+    :param resumed: Whether another trigger has waited for the same jobs until just now.
     :param said_at: When the last line of progress was written, in Unix seconds.
     """
 
@@ -87,7 +85,7 @@ class WhisulBatchTrigger(BaseTrigger):
         total: int = 0,
         delivered: int = 0,
         failed: int = 0,
-        looked_at: float | None = None,
+        resumed: bool = False,
         said_at: float | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -99,7 +97,7 @@ class WhisulBatchTrigger(BaseTrigger):
         self.total = total
         self.delivered = delivered
         self.failed = failed
-        self.looked_at = looked_at
+        self.resumed = resumed
         self.said_at = said_at
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -115,7 +113,7 @@ class WhisulBatchTrigger(BaseTrigger):
                 "total": self.total,
                 "delivered": self.delivered,
                 "failed": self.failed,
-                "looked_at": self.looked_at,
+                "resumed": self.resumed,
                 "said_at": self.said_at,
             },
         )
@@ -130,7 +128,7 @@ class WhisulBatchTrigger(BaseTrigger):
         part: BatchPart = {"completed": {}, "failed": {}}
         try:
             await self._gather(part)
-            event = {"status": "part", "part": part, "looked_at": self.clock.time()}
+            event = {"status": "part", "part": part}
         except WhisulError as error:
             event = {"status": "error", "part": part, "error": error.as_dict()}
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
@@ -158,7 +156,7 @@ class WhisulBatchTrigger(BaseTrigger):
         clock = self.clock
         watch = JobWatch(job_id, self.poll_interval, self.deadline, self.submitted_at)
         try:
-            wait = watch.first_wait(clock.time(), clock.random(), looked_at=self.looked_at)
+            wait = watch.first_wait(clock.time(), clock.random(), resumed=self.resumed)
             job = await wait_until_over(hook, watch, clock, wait)
         except WhisulError as error:
             over.put_nowait((job_id, error))
@@ -235,26 +233,22 @@ def batch_deferral_error(error: Exception) -> WhisulError:
     )
 
 
-def part_from_event(event: object) -> tuple[BatchPart, float | None, WhisulError | None]:
+def part_from_event(event: object) -> tuple[BatchPart, WhisulError | None]:
     """
-    Return the jobs that an event says are over, when any was looked at last, and the error that ended the wait, if any.
+    Return the jobs that an event says are over, and the error that ended the wait, if one did.
 
     :param event: The event, as Airflow hands it to ``execute_part``: not to be trusted to be one of ours.
     :raises WhisulError: It is none.
     """
     match event:
-        case {
-            "status": "part",
-            "part": {"completed": dict(), "failed": dict()} as part,
-            "looked_at": int() | float() as looked_at,
-        }:
-            return cast(BatchPart, part), looked_at, None
+        case {"status": "part", "part": {"completed": dict(), "failed": dict()} as part}:
+            return cast(BatchPart, part), None
         case {
             "status": "error",
             "part": {"completed": dict(), "failed": dict()} as part,
             "error": {"type": str(), "message": str(), "job_id": _, "http_status": _} as error,
         }:
-            return cast(BatchPart, part), None, error_from_dict(cast(SerializedError, error))
+            return cast(BatchPart, part), error_from_dict(cast(SerializedError, error))
     raise WhisulError(
         f"The trigger that waited for the batch reported something that is no event of it: {event!r:.200}. The jobs "
         "are not affected: from Airflow 3.3 on a retry of this task goes on with them."

@@ -62,11 +62,10 @@ def test_first_wait(chance: float, now: float, deadline: float, not_before: floa
     assert watch(10, deadline).first_wait(now, chance, not_before) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    ("looked_at", "chance", "expected"), [(1000, 0.0, 5), (998, 0.0, 3), (900, 0.0, 0), (999, 0.7, 7)]
-)
-def test_the_first_wait_after_a_known_look_is_what_is_left(looked_at: float, chance: float, expected: float) -> None:
-    assert watch(10, 3600).first_wait(1000, chance, looked_at=looked_at) == pytest.approx(expected)
+@pytest.mark.parametrize(("chance", "expected"), [(0.0, 5), (0.7, 12)])
+def test_a_wait_that_is_resumed_begins_with_the_least_that_is_allowed(chance: float, expected: float) -> None:
+    """Not with less: whoever waits may be begun again at any moment, and must not be over at once."""
+    assert watch(10, 3600).first_wait(1000, chance, resumed=True) == pytest.approx(expected)
 
 
 def test_a_rate_limit_beyond_the_deadline_ends_before_the_first_look() -> None:
