@@ -41,6 +41,7 @@ Up to 20 songs may fail without failing the task. Where more do, a retry submits
         task_id="songs",
         prompts=prompts("{{ var.value.get('whisul_songs_a_night', '1000') }}"),
         max_failures=20,
+        # From Airflow 3.3 on a retry makes only what is missing. Before, it would pay for all songs again: set 0 there.
         retries=2,
         doc_md="Makes all the songs, each submitted at most twice in a try.",
     )
