@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from urllib.parse import urlsplit, urlunsplit
 
 from airflow_provider_whisul.api import DEFAULT_BASE_URL
@@ -35,7 +36,7 @@ class WhisulAccount:
     verify: bool | str = True
     max_requests_per_second: float | None = None
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """What tells this account from others and names no key: whoever shares it shares a rate limit."""
         return hashlib.sha256(f"{self.base_url} {self.api_key}".encode()).hexdigest()

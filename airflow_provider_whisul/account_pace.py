@@ -64,7 +64,7 @@ class AccountPace:
         self._blocked_at = -math.inf
         self._last_before_block = 0
         self._ceiling = math.inf
-        # Of the block that is on.
+        # Of the block that is on; the quiet time may outlast it.
         self._blocked = False
         self._probing = False
         self._quiet_from = -math.inf
@@ -88,11 +88,10 @@ class AccountPace:
 
         :param now: The time.
         """
+        if self._probing:
+            return math.inf
         # The minima let a clock that was put back delay nothing by more than what is due anyway.
-        spaced = min(self._last_sent, now) + 1 / self._rate
-        if not self._blocked:
-            return spaced
-        return math.inf if self._probing else max(spaced, min(self._quiet_from, now) + self._quiet_for)
+        return max(min(self._last_sent, now) + 1 / self._rate, min(self._quiet_from, now) + self._quiet_for)
 
     def sent(self, now: float, overdue: float = 0.0) -> int:
         """
@@ -103,6 +102,8 @@ class AccountPace:
         """
         if self._blocked:
             self._probing = True
+            # What is asked for from now on is kept even if the probe ends the block: a late answer may bring it.
+            self._quiet_for = 0.0
         else:
             ceiling = self._ceiling * (1 + (max(now - self._blocked_at, 0.0) / CEILING_DOUBLES_AFTER) ** 3)
             if overdue > OVERDUE_AFTER:

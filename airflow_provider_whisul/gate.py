@@ -72,15 +72,19 @@ class Gate:
             self._learn(self.pace.sent(self._loop.time()), turn)
 
     @asynccontextmanager
-    async def turn(self, due: float) -> AsyncIterator[Turn]:
+    async def turn(self, due: float, patience: float | None = None) -> AsyncIterator[Turn]:
         """
         Wait for a request's turn; the request is made inside the context, and what came of it noted on the turn.
 
         May be cancelled at any moment.
 
         :param due: Since when the request has been due, in Unix seconds. The smallest goes first.
+        :param patience: Seconds to wait for the turn at the most; None for as long as it takes.
+        :raises TimeoutError: It has not come by then.
         """
-        await self._wait(due)
+        if not self._free():
+            async with asyncio.timeout(patience):
+                await self._wait(due)
         turn = Turn()
         ticket = self.pace.sent(self._loop.time(), overdue=self._clock.time() - due)
         self._call_next()
@@ -88,6 +92,11 @@ class Gate:
             yield turn
         finally:
             self._learn(ticket, turn)
+
+    def _free(self) -> bool:
+        """Whether a request may go at once, as most may: nobody is before it."""
+        now = self._loop.time()
+        return not self._waiting and self._called is None and self.pace.next_at(now) <= now
 
     async def _wait(self, due: float) -> None:
         self._arrivals += 1

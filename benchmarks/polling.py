@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=POLLERS, default=list(POLLERS))
     parser.add_argument("--https", action="store_true")
-    parser.add_argument("--warm-up", type=float, help="seconds before that (default: the interval and 1 s more)")
+    parser.add_argument("--warm-up", type=float, help="seconds before that (default: two intervals and 1 s more)")
     parser.add_argument(
         "--limit",
         type=float,
@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     names = list(dict.fromkeys(["sleeper", *arguments.only]))
     limit = 2 * arguments.jobs / arguments.interval if arguments.limit is None else arguments.limit
-    # The first looks come between one and two intervals after the start.
-    warm_up = arguments.warm_up or arguments.interval + 1.0
+    # The first looks, and with them what is done once per trigger, come between one and two intervals after the start.
+    warm_up = arguments.warm_up or 2 * arguments.interval + 1.0
     runs: dict[str, list[Run]] = {name: [] for name in names}
     with bench(arguments.https) as benched:
         for number in range(arguments.rounds):

@@ -400,7 +400,7 @@ class WhisulAsyncHook(BaseHook):
         """
         _gate(await self.account(), self.clock).keep_quiet(until)
 
-    async def get_job(self, job_id: str, *, due: float | None = None) -> WhisulJob:
+    async def get_job(self, job_id: str, *, due: float | None = None, patience: float | None = None) -> WhisulJob:
         """
         Look at a job once, when it is its turn (pages api-reference/get-job and api-reference/job-status).
 
@@ -409,7 +409,9 @@ class WhisulAsyncHook(BaseHook):
 
         :param job_id: Its id.
         :param due: Since when the look has been due, in Unix seconds; None for since now.
+        :param patience: Seconds to wait for the turn at the most; None for as long as it takes.
         :return: The job as it stands.
+        :raises TimeoutError: Its turn has not come by then.
         :raises WhisulError: As :meth:`WhisulHook.get_job`, at the first failure already.
         """
         request = job_request(job_id)
@@ -417,7 +419,7 @@ class WhisulAsyncHook(BaseHook):
         now = self.clock.time()
         async with (
             _shared_session(account) as shared,
-            _gate(account, self.clock).turn(now if due is None else due) as turn,
+            _gate(account, self.clock).turn(now if due is None else due, patience) as turn,
         ):
             answer = await self._send(shared, account, request)
             turn.limited = answer.status == 429

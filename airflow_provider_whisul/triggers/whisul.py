@@ -115,17 +115,40 @@ class WhisulJobTrigger(BaseTrigger):
         self.log.warning(NOT_CANCELLED, self.job_id)
 
     async def _wait(self) -> WhisulJob:
-        # Loaded here, so that reading a DAG file loads no HTTP client.
-        from airflow_provider_whisul.hooks.whisul import WhisulAsyncHook
-
         clock = self.clock
         watch = JobWatch(self.job_id, self.poll_interval, self.deadline, self.submitted_at)
-        async with WhisulAsyncHook(self.whisul_conn_id, clock=clock) as hook:
+        wait = watch.first_wait(clock.time(), clock.random(), self.not_before)
+        self.log.info("Looking at Whisul job %s every %g s, first in %.0f s", self.job_id, self.poll_interval, wait)
+        if self.not_before is None:
+            # Before the connection is looked up: of a thousand triggers begun together each does so at its own time.
+            await clock.asleep(wait)
+            wait = 0.0
+        async with (await async_hook_class())(self.whisul_conn_id, clock=clock) as hook:
             if self.not_before is not None:
                 await hook.keep_quiet(self.not_before)
-            wait = watch.first_wait(clock.time(), clock.random(), self.not_before)
-            self.log.info("Looking at Whisul job %s every %g s, first in %.0f s", self.job_id, self.poll_interval, wait)
             return await wait_until_over(hook, watch, clock, wait)
+
+
+_hook_class: type[WhisulAsyncHook] | None = None
+
+
+async def async_hook_class() -> type[WhisulAsyncHook]:
+    """
+    Return the client's class.
+
+    Loaded at first use, so that reading a DAG file loads no HTTP client, and in a thread: it takes some 200 ms, which
+    no other trigger in the event loop should have to wait out.
+    """
+    global _hook_class
+    if _hook_class is None:
+        _hook_class = await asyncio.to_thread(_load_hook_class)
+    return _hook_class
+
+
+def _load_hook_class() -> type[WhisulAsyncHook]:
+    from airflow_provider_whisul.hooks.whisul import WhisulAsyncHook
+
+    return WhisulAsyncHook
 
 
 async def wait_until_over(hook: WhisulAsyncHook, watch: JobWatch, clock: Clock, wait: float) -> WhisulJob:
@@ -153,9 +176,9 @@ async def wait_until_over(hook: WhisulAsyncHook, watch: JobWatch, clock: Clock, 
 async def _look(hook: WhisulAsyncHook, watch: JobWatch, clock: Clock) -> WhisulJob:
     """Look at a job when it is its turn, but do not wait for that much longer than for the job itself."""
     now = clock.time()
+    patience = max(watch.deadline + watch.poll_interval - now, watch.poll_interval)
     try:
-        async with asyncio.timeout(max(watch.deadline + watch.poll_interval - now, watch.poll_interval)):
-            return await hook.get_job(watch.job_id, due=now)
+        return await hook.get_job(watch.job_id, due=now, patience=patience)
     except TimeoutError:
         raise WhisulRateLimitError(
             f"The pace of this API key let nobody look at job {watch.job_id} in time.", job_id=watch.job_id

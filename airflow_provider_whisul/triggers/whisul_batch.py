@@ -21,7 +21,7 @@ from airflow_provider_whisul.exceptions import (
     error_from_dict,
 )
 from airflow_provider_whisul.pace import check_poll_interval
-from airflow_provider_whisul.triggers.whisul import NOT_CANCELLED, wait_until_over
+from airflow_provider_whisul.triggers.whisul import NOT_CANCELLED, async_hook_class, wait_until_over
 from airflow_provider_whisul.version_compat import is_deferral_timeout
 from airflow_provider_whisul.watch import JobWatch
 
@@ -135,12 +135,9 @@ class WhisulBatchTrigger(BaseTrigger):
 
     async def _gather(self, part: BatchPart) -> None:
         """Fill a part with jobs that are over, until it is full, nothing is left, or waiting must end."""
-        # Loaded here, so that reading a DAG file loads no HTTP client.
-        from airflow_provider_whisul.hooks.whisul import WhisulAsyncHook
-
         self.log.info("Looking at %d Whisul jobs, each every %g s", len(self.job_ids), self.poll_interval)
         over: asyncio.Queue[tuple[str, WhisulJob | WhisulError]] = asyncio.Queue()
-        async with WhisulAsyncHook(self.whisul_conn_id, clock=self.clock) as hook:
+        async with (await async_hook_class())(self.whisul_conn_id, clock=self.clock) as hook:
             watchers = [asyncio.ensure_future(self._watch(hook, job_id, over)) for job_id in self.job_ids]
             try:
                 await self._collect(over, part)

@@ -201,6 +201,17 @@ def test_a_straggler_does_not_cut_retry_after_short() -> None:
     assert client.quiet() == pytest.approx(119.5)
 
 
+def test_a_straggler_that_comes_after_the_probe_has_gone_is_heeded() -> None:
+    client = Client()
+    first, straggler = client.send(), client.send()
+    client.answer(first, True)
+    probe = client.send()
+    client.answer(straggler, True, 120)
+    client.answer(probe, False)
+    assert not client.pace.blocked
+    assert client.quiet() == pytest.approx(120)
+
+
 def test_a_straggler_takes_no_probes_place() -> None:
     client = Client()
     first, straggler = client.send(), client.send()

@@ -263,6 +263,34 @@ def test_an_error_inside_the_turn_comes_through_and_counts_as_no_answer() -> Non
     run_virtually(main)
 
 
+# --- patience
+
+
+def test_who_waits_too_long_for_its_turn_leaves_and_holds_nobody_up() -> None:
+    async def main(loop: VirtualLoop) -> None:
+        account = Account(loop)
+        await account.request("a", limited=True)
+        others = account.start("b")
+        with pytest.raises(TimeoutError):
+            async with account.gate.turn(NOON - 1, patience=3):
+                raise AssertionError("It was not its turn.")
+        assert loop.time() == 3
+        await others
+        assert account.went == [(0, "a"), (5, "b")]
+
+    run_virtually(main)
+
+
+def test_patience_is_for_the_turn_and_not_for_the_answer() -> None:
+    async def main(loop: VirtualLoop) -> None:
+        account = Account(loop)
+        for _ in range(2):  # at once, and after a wait
+            async with account.gate.turn(NOON, patience=1):
+                await asyncio.sleep(2)
+
+    run_virtually(main)
+
+
 # --- many
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -74,3 +76,30 @@ def test_a_trigger_that_broke() -> None:
     error = deferral_error(DEFERRAL_ERRORS[0]("Trigger failure"), "some-job")
     assert type(error) is WhisulError
     assert "some-job" in str(error)
+
+
+_LOAD = """
+import asyncio, sys, threading, time
+from airflow_provider_whisul.clock import Clock
+from airflow_provider_whisul.triggers.whisul import WhisulJobTrigger
+
+loaded_in = []
+
+def note(event, arguments):
+    if event == "import" and arguments[0] == "airflow_provider_whisul.hooks.whisul":
+        loaded_in.append(threading.current_thread() is threading.main_thread())
+
+async def main():
+    trigger = WhisulJobTrigger("some-job", "whisul_default", 5, time.time() + 60)
+    trigger.clock = Clock(asleep=lambda seconds: asyncio.sleep(0))
+    return [event.payload["error"]["type"] async for event in trigger.run()]
+
+sys.addaudithook(note)
+print(asyncio.run(main()), loaded_in)
+"""
+
+
+def test_the_event_loop_is_not_held_up_while_the_client_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", '{"conn_type": "whisul"}')
+    done = subprocess.run([sys.executable, "-c", _LOAD], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "['WhisulConfigurationError'] [False]"
