@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from benchmarks.polling import NAMES, block, cpu_per_poll, seconds_of
-from benchmarks.runs import Run, bench
+from benchmarks.runs import Run, bench, warm_up_seconds
 from benchmarks.tables import progress, spread, table
 
 COMPARED = ("sleeper", "hand-written", "whisul", "whisul-batch")
@@ -29,9 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for name in COMPARED:
                     progress(f"round {number + 1} of {arguments.rounds}: {jobs:,} jobs, {NAMES[name]}")
                     limit = 2 * jobs / arguments.interval
-                    run = benched.run(
-                        name, jobs, arguments.interval, arguments.interval + 1.0, arguments.seconds, limit
-                    )
+                    warm_up = warm_up_seconds(arguments.interval)
+                    run = benched.run(name, jobs, arguments.interval, warm_up, arguments.seconds, limit)
                     runs.setdefault((jobs, name), []).append(run)
     rows = []
     for (jobs, name), of_name in runs.items():

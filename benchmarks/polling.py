@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from benchmarks.pollers import POLLERS
-from benchmarks.runs import Run, bench
+from benchmarks.runs import Run, bench, warm_up_seconds
 from benchmarks.tables import progress, say, spread, table, verdict
 
 NAMES = {
@@ -49,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     names = list(dict.fromkeys(["sleeper", *arguments.only]))
     limit = 2 * arguments.jobs / arguments.interval if arguments.limit is None else arguments.limit
-    # The first looks, and with them what is done once per trigger, come between one and two intervals after the start.
-    warm_up = arguments.warm_up or 2 * arguments.interval + 1.0
+    warm_up = arguments.warm_up or warm_up_seconds(arguments.interval)
     runs: dict[str, list[Run]] = {name: [] for name in names}
     with bench(arguments.https) as benched:
         for number in range(arguments.rounds):

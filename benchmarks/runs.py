@@ -162,6 +162,17 @@ def bench(tls: bool = False) -> Iterator[Bench]:
             yield Bench(server, authorities, home)
 
 
+def warm_up_seconds(interval: float) -> float:
+    """
+    Return how long to wait before measuring what goes on and on.
+
+    The first looks, and with them what a trigger does once, come between one and two intervals after its start.
+
+    :param interval: Seconds between two looks at a job.
+    """
+    return 2 * interval + 1.0
+
+
 def processors() -> tuple[int | None, int | None]:
     """Return a processor for the client and another for the server; None where there is no choice."""
     if not hasattr(os, "sched_getaffinity"):
