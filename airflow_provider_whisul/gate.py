@@ -21,10 +21,12 @@ class Turn:
     """
     The leave to make one request. Whoever has it notes here what came of the request.
 
+    :param waited: Seconds that it took until the leave was given.
     :param limited: Whether the answer was a 429; None as long as there is no answer.
     :param retry_after: The seconds that a 429 asked to wait, if it did.
     """
 
+    waited: float = 0.0
     limited: bool | None = None
     retry_after: float | None = None
 
@@ -82,10 +84,12 @@ class Gate:
         :param patience: Seconds to wait for the turn at the most; None for as long as it takes.
         :raises TimeoutError: It has not come by then.
         """
+        turn = Turn()
         if not self._free():
+            came = self._loop.time()
             async with asyncio.timeout(patience):
                 await self._wait(due)
-        turn = Turn()
+            turn.waited = self._loop.time() - came
         ticket = self.pace.sent(self._loop.time(), overdue=self._clock.time() - due)
         self._call_next()
         try:

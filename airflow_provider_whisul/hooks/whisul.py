@@ -31,7 +31,7 @@ from airflow.providers.common.compat.sdk import BaseHook
 from requests.auth import AuthBase
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
-from airflow_provider_whisul import __version__
+from airflow_provider_whisul import __version__, metrics
 from airflow_provider_whisul.account import WhisulAccount
 from airflow_provider_whisul.account_pace import AccountPace
 from airflow_provider_whisul.api import (
@@ -165,7 +165,7 @@ class WhisulHook(BaseHook):
             return read_submission(answer)
 
         try:
-            return self._with_retries(request, submit)
+            job_id = self._with_retries(request, submit)
         except WhisulError as error:
             if submission_lost(error):
                 raise WhisulAmbiguousSubmitError(
@@ -174,6 +174,8 @@ class WhisulHook(BaseHook):
                     http_status=error.http_status,
                 ) from error
             raise
+        metrics.submitted()
+        return job_id
 
     def get_job(self, job_id: str, *, retry: bool = True) -> WhisulJob:
         """
@@ -195,7 +197,9 @@ class WhisulHook(BaseHook):
         def look() -> WhisulJob:
             return read_job(self._send(request), job_id)
 
-        return self._with_retries(request, look) if retry else look()
+        job = self._with_retries(request, look) if retry else look()
+        metrics.seen(job)
+        return job
 
     def wait_for_job(
         self,
@@ -269,10 +273,13 @@ class WhisulHook(BaseHook):
                 return self._quiet_for()
             return retry_wait(error, state.attempt_number, self.clock.random())
 
-        def log_wait(state: tenacity.RetryCallState) -> None:
+        def tell_of_wait(state: tenacity.RetryCallState) -> None:
+            error = _error_of(state)
+            if isinstance(error, WhisulRateLimitError):
+                metrics.waited(state.upcoming_sleep)
             self.log.warning(
                 "%s Sending the request again in %.0f s (attempt %d of %d failed).",
-                _error_of(state),
+                error,
                 state.upcoming_sleep,
                 state.attempt_number,
                 MAX_ATTEMPTS,
@@ -284,7 +291,7 @@ class WhisulHook(BaseHook):
             ),
             stop=lambda state: state.attempt_number >= MAX_ATTEMPTS or state.upcoming_sleep > MAX_WORKER_WAIT,
             wait=wait,
-            before_sleep=log_wait,
+            before_sleep=tell_of_wait,
             sleep=self.clock.sleep,
             reraise=True,
         )(attempt)
@@ -319,6 +326,7 @@ class WhisulHook(BaseHook):
         except (requests.RequestException, OSError) as error:
             self._pace.answered(self.clock.time(), ticket, None)
             raise _no_answer(request, account, error) from error
+        metrics.answered(request, answer.status)
         self._pace.answered(self.clock.time(), ticket, answer.status == 429, answer.retry_after, self.clock.random())
         return answer
 
@@ -333,6 +341,7 @@ class WhisulHook(BaseHook):
         # A shorter wait is over by the time it has begun.
         if wait > 0.001:
             self.clock.sleep(wait)
+            metrics.waited(wait)
         return self._pace.sent(self.clock.time(), overdue=self.clock.time() - self._work_since(due))
 
     def _quiet_for(self) -> float:
@@ -421,10 +430,15 @@ class WhisulAsyncHook(BaseHook):
             _shared_session(account) as shared,
             _gate(account, self.clock).turn(now if due is None else due, patience) as turn,
         ):
+            if turn.waited:
+                metrics.waited(turn.waited)
             answer = await self._send(shared, account, request)
             turn.limited = answer.status == 429
             turn.retry_after = answer.retry_after
-        return read_job(answer, job_id)
+        metrics.answered(request, answer.status)
+        job = read_job(answer, job_id)
+        metrics.seen(job)
+        return job
 
     async def _send(self, shared: _SharedSession, account: WhisulAccount, request: Request) -> Answer:
         try:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import secrets
+import socket
+import threading
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -34,15 +38,42 @@ class Finished:
     key: str
     run_ids: dict[str, str]
     states: dict[str, str]
+    metrics: Counter[str]
+
+
+@contextmanager
+def statsd() -> Iterator[tuple[int, Counter[str]]]:
+    """Listen to what Airflow tells StatsD; yield the port, and how often each metric of ours has come."""
+    metrics: Counter[str] = Counter()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("127.0.0.1", 0))
+
+        def listen() -> None:
+            while data := listener.recv(65_536):
+                names = [line.partition(":")[0] for line in data.decode().splitlines()]
+                metrics.update(name.removeprefix("airflow.") for name in names if name.startswith("airflow.whisul"))
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        port: int = listener.getsockname()[1]
+        try:
+            yield port, metrics
+        finally:
+            # An empty datagram ends it.
+            listener.sendto(b"", ("127.0.0.1", port))
+            thread.join()
 
 
 @pytest.fixture(scope="session")
 def finished() -> Iterator[Finished]:
     key = f"e2e-{secrets.token_hex(16)}"
-    with Sandbox(SandboxOptions(api_key=key, job_seconds=JOB_SECONDS)) as sandbox:
+    with Sandbox(SandboxOptions(api_key=key, job_seconds=JOB_SECONDS)) as sandbox, statsd() as (port, metrics):
         env = {
             "AIRFLOW_CONN_WHISUL_DEFAULT": sandbox.connection,
             "AIRFLOW_VAR_WHISUL_SONGS_A_NIGHT": str(BATCH_SONGS),
+            "AIRFLOW__METRICS__STATSD_ON": "True",
+            "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
+            "AIRFLOW__METRICS__STATSD_PORT": str(port),
         }
         with LocalAirflow(EXAMPLE_DAGS, env=env) as airflow:
             airflow.wait_for_dags(NIGHTLY, ONE_SONG, RETRY, THOUSAND)
@@ -51,4 +82,4 @@ def finished() -> Iterator[Finished]:
             run_ids = {dag_id: airflow.trigger(dag_id) for dag_id in (RETRY, ONE_SONG)}
             run_ids |= {dag_id: airflow.wait_for_scheduled_run(dag_id) for dag_id in (NIGHTLY, THOUSAND)}
             states = {dag_id: airflow.wait(dag_id, run_id, RUN_TIMEOUT) for dag_id, run_id in run_ids.items()}
-            yield Finished(airflow, sandbox, key, run_ids, states)
+            yield Finished(airflow, sandbox, key, run_ids, states, metrics)

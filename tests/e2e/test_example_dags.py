@@ -145,3 +145,17 @@ def test_the_key_is_in_the_authorization_header_and_nowhere_else(finished: Finis
         except psutil.Error:
             continue
         assert not any(finished.key in argument for argument in command_line)
+
+
+def test_worker_and_triggerer_tell_airflows_metrics(finished: Finished) -> None:
+    requests, jobs = finished.sandbox.requests, finished.sandbox.jobs
+    counted = {name: count for name, count in finished.metrics.items() if name != "whisul.pace_wait"}
+    assert counted == {
+        "whisul.submitted": len(jobs),
+        "whisul.delivered": len(jobs) - 1,
+        "whisul.song_time": len(jobs) - 1,
+        "whisul.failed": 1,
+        "whisul.polls": sum(request.method == "GET" for request in requests),
+    }
+    # The submissions of the batch wait for one another.
+    assert finished.metrics["whisul.pace_wait"] > 0
