@@ -176,6 +176,11 @@ class Batch:
                     songs += [BatchSong(prompt) for prompt in of_chunk]
         return cls(songs, notebook, round, cleared=last_round != round)
 
+    @property
+    def outlasts_a_try(self) -> bool:
+        """Whether a later try of the task finds the state."""
+        return not isinstance(self.notebook, XComNotebook)
+
     def begin_try(self) -> None:
         """Give what failed another chance, count the submissions of this try alone, and keep all of that."""
         for song in self.songs:

@@ -122,6 +122,12 @@ class WhisulGenerateBatchOperator(RefusesFastPolling, BaseOperator):
         kept = len(batch.with_status("running", "completed"))
         if kept:
             self.log.info("Going on with %d songs that an earlier try has submitted.", kept)
+        elif context["ti"].try_number > 1 and not batch.outlasts_a_try:
+            self.log.warning(
+                "What an earlier try has submitted is not known here (that takes Airflow 3.3 and durable=True): this "
+                "try submits, and pays for, all %d songs.",
+                len(batch.songs),
+            )
         return self._go_on(context, batch)
 
     def execute_part(

@@ -366,15 +366,22 @@ class TestLaterTries:
 
         night(main)
 
-    def test_not_durable(self, night: Callable[..., Any]) -> None:
+    @pytest.mark.parametrize("durable", [True, False])
+    def test_not_durable(self, night: Callable[..., Any], task_log: Callable[[], list[str]], durable: bool) -> None:
         async def main(make: Callable[..., Night]) -> None:
-            batch = make(prompts(2), durable=False)
+            batch = make(prompts(2), durable=durable)
+            batch.durable_airflow = not durable
             await batch.attempt()
+            assert not paid_again()
             await batch.attempt()
             assert sum(batch.posts().values()) == 4
             assert batch.store == {}
 
+        def paid_again() -> list[str]:
+            return [line for line in task_log() if "submits, and pays for, all 2 songs" in line]
+
         night(main)
+        assert len(paid_again()) == 1
 
     def test_a_rate_limit_while_submitting_fails_the_try_and_the_next_goes_on(self, night: Callable[..., Any]) -> None:
         async def main(make: Callable[..., Night]) -> None:
