@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from airflow_provider_whisul.sandbox.directives import DIRECTIVES
-from airflow_provider_whisul.sandbox.options import GET_FAULTS, POST_FAULTS, SandboxOptions
+from airflow_provider_whisul.sandbox.options import FAULTS, SandboxOptions
 from airflow_provider_whisul.sandbox.server import Sandbox
 from airflow_provider_whisul.sandbox.state import LoggedRequest
 
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m airflow_provider_whisul.sandbox",
         description="A local stand-in of the Whisul API, on loopback only: no key, no cost.",
-        epilog=f"Faults: {', '.join(GET_FAULTS + POST_FAULTS)}. A prompt decides its own fate with directives such as "
+        epilog=f"Faults: {', '.join(FAULTS)}. A prompt decides its own fate with directives such as "
         f"[sandbox:fail=1], [sandbox:seconds=5] or [sandbox:get-500=2]: {', '.join(DIRECTIVES)}, and every fault.",
     )
     add = parser.add_argument

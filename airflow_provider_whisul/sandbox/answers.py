@@ -21,7 +21,9 @@ class Answer:
     :param content_type: value of ``Content-Type``.
     :param headers: further headers.
     :param delay: seconds to wait before it is sent.
-    :param sent: how much of it arrives: all; half of the body, then the end of the connection; or no byte.
+    :param silence: bytes that follow the body, all alike. They are never held in memory together.
+    :param sent: how much of it arrives: all; half, then the end of the connection; all, but of a body that is said to
+        be longer; or no byte.
     """
 
     status: int
@@ -29,7 +31,18 @@ class Answer:
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
     delay: float = 0.0
-    sent: Literal["whole", "half", "nothing"] = "whole"
+    silence: int = 0
+    sent: Literal["whole", "half", "short", "nothing"] = "whole"
+
+    @property
+    def size(self) -> int:
+        """How long body and silence are, in bytes."""
+        return len(self.body) + self.silence
+
+    def part(self, start: int, end: int) -> Answer:
+        """Return the answer with only these bytes of body and silence."""
+        body = self.body[start:end]
+        return replace(self, body=body, silence=max(0, end - start) - len(body))
 
 
 def of_json(status: int, body: object, headers: Mapping[str, str] | None = None) -> Answer:
@@ -61,6 +74,12 @@ def invalid(message: str = "The 'prompt' field is required and must not be empty
 def unauthorized() -> Answer:
     """Return the answer to a request without the right key."""
     return of_error(401, "Unauthorized", "The API key is missing, malformed, revoked or expired.")
+
+
+def media_refused(status: int) -> Answer:
+    """Return the answer to a request for a song or a cover whose URL does not work."""
+    body = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
+    return Answer(status, body, "application/xml")
 
 
 def not_found() -> Answer:
@@ -120,10 +139,20 @@ def spoil(fault: str, honest: Answer, *, delay: float, elsewhere: str, retry: Ma
             return page(202, "Just a moment...")
         case "drop" | "drop-before":
             return replace(honest, sent="nothing")
-        case "truncated":
+        case "truncated" | "cut":
             return replace(honest, sent="half")
         case "slow":
             return replace(honest, delay=delay)
+        case "html":
+            return page(200, "Just a moment...")
+        case "empty":
+            return replace(honest, status=200, body=b"", silence=0)
+        case "wrong-length":
+            return replace(honest, sent="short")
+        case "no-range":
+            return honest
+        case "redirect-http":
+            return replace(page(302, "Moved"), headers={"Location": "http://media.example/song"})
         case "redirect":
             # 307 is the one that makes a client that follows it send the POST, and maybe the key, again.
             status = 307 if method == "post" else 302

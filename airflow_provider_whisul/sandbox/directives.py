@@ -7,10 +7,24 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from airflow_provider_whisul.sandbox.options import GET_FAULTS, POST_FAULTS
+from airflow_provider_whisul.sandbox.options import FAULTS
 
 _DIRECTIVE = re.compile(r"\[sandbox:([^\]=]*)(?:=([^\]]*))?\]")
-DIRECTIVES = ("fail", "expired", "seconds", "status", "forever", "bare-track", "duration", "hostile")
+_SIZE = re.compile(r"(\d{1,12})(B|kB|MB|GB)?")
+_UNITS = {None: 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+DIRECTIVES = (
+    "fail",
+    "expired",
+    "seconds",
+    "status",
+    "forever",
+    "bare-track",
+    "duration",
+    "hostile",
+    "media-size",
+    "media-expired",
+    "media-gone",
+)
 """The directives that are no faults; every fault is one too."""
 
 
@@ -35,6 +49,9 @@ class Directives:
     :param bare_track: the result has null and missing fields.
     :param duration: what the result says as ``duration``; None for the song's own length.
     :param hostile: title and tags hold HTML and script.
+    :param media_size: least size of the song's file in bytes; silence is added after its end.
+    :param media_expired: how many of the first URLs that the job gives out no longer work (403).
+    :param media_gone: no URL of the job works (410).
     :param faults: what hits the requests, in the order of the prompt.
     """
 
@@ -46,6 +63,9 @@ class Directives:
     bare_track: bool = False
     duration: str | int | None = None
     hostile: bool = False
+    media_size: int = 0
+    media_expired: int = 0
+    media_gone: bool = False
     faults: tuple[Hit, ...] = ()
 
     def fault_at(self, names: Iterable[str], index: int) -> Hit | None:
@@ -68,17 +88,17 @@ def parse(prompt: str) -> Directives:
     faults: list[Hit] = []
     for match in _DIRECTIVE.finditer(prompt):
         name, value = match[1], match[2]
-        if name in GET_FAULTS or name in POST_FAULTS:
+        if name in FAULTS:
             faults.append(_hit(name, value))
         elif name in DIRECTIVES:
             found[name] = value
         else:
-            known = ", ".join((*DIRECTIVES, *GET_FAULTS, *POST_FAULTS))
+            known = ", ".join((*DIRECTIVES, *FAULTS))
             raise ValueError(f"Unknown sandbox directive {name!r}; known: {known}.")
-    for name in ("expired", "forever", "bare-track", "hostile"):
+    for name in ("expired", "forever", "bare-track", "hostile", "media-gone"):
         if found.get(name) is not None:
             raise ValueError(f"The sandbox directive {name!r} takes no value.")
-    for name in ("seconds", "status", "duration"):
+    for name in ("seconds", "status", "duration", "media-size"):
         if name in found and found[name] is None:
             raise ValueError(f"The sandbox directive {name!r} needs a value: [sandbox:{name}=VALUE].")
     fail = found.get("fail", "0")
@@ -93,6 +113,9 @@ def parse(prompt: str) -> Directives:
         bare_track="bare-track" in found,
         duration=int(duration) if duration and duration.isascii() and duration.isdigit() else duration,
         hostile="hostile" in found,
+        media_size=_bytes("media-size", found.get("media-size") or "0"),
+        media_expired=_count("media-expired", found["media-expired"] or "1") if "media-expired" in found else 0,
+        media_gone="media-gone" in found,
         faults=tuple(faults),
     )
 
@@ -109,6 +132,13 @@ def _count(name: str, value: str) -> int:
     if not (value.isascii() and value.isdigit()):
         raise ValueError(f"The sandbox directive {name!r} takes a whole number, not {value!r}.")
     return int(value)
+
+
+def _bytes(name: str, value: str) -> int:
+    match = _SIZE.fullmatch(value)
+    if match is None:
+        raise ValueError(f"The sandbox directive {name!r} takes a number of B, kB, MB or GB, not {value!r}.")
+    return int(match[1]) * _UNITS[match[2]]
 
 
 def _seconds(name: str, value: str) -> float:

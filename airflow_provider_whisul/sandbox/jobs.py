@@ -57,17 +57,18 @@ class SandboxJob:
         """Tell whether the API has forgotten the job at ``now``."""
         return now >= self.expires_at
 
-    def body(self, now: float, media_url: str) -> dict[str, object]:
+    def body(self, now: float, media_url: str, signature: str = "") -> dict[str, object]:
         """Return what ``GET /jobs/{job_id}`` says of the job.
 
         :param now: Unix seconds.
         :param media_url: what the URLs of song and cover start with, without a slash at the end.
+        :param signature: what they end with.
         """
         over = self.is_over(now)
         body: dict[str, object] = {
             "status": self.ending if over else self.directives.status,
             "prompt": self.prompt,
-            "result": self._result(media_url) if over and self.ending == "completed" else None,
+            "result": self._result(media_url, signature) if over and self.ending == "completed" else None,
             "error": "Generation failed due to an internal error." if over and self.ending == "failed" else None,
             "started_at": _time(self.started_at),
         }
@@ -75,7 +76,7 @@ class SandboxJob:
             body["finished_at"] = _time(self.ends_at)
         return body
 
-    def _result(self, media_url: str) -> Mapping[str, object]:
+    def _result(self, media_url: str, signature: str) -> Mapping[str, object]:
         if self.directives.bare_track:
             return {"title": None, "bpm": None, "song_url": None}
         duration = self.directives.duration
@@ -83,8 +84,8 @@ class SandboxJob:
             "title": self.title,
             "bpm": self.bpm,
             "duration": f"{self.seconds // 60}:{self.seconds % 60:02}" if duration is None else duration,
-            "song_url": f"{media_url}/audio/{self.job_id}.wav",
-            "image_url": f"{media_url}/covers/{self.job_id}.png",
+            "song_url": f"{media_url}/audio/{self.job_id}.wav{signature}",
+            "image_url": f"{media_url}/covers/{self.job_id}.png{signature}",
             "tags": self.tags,
         }
 

@@ -33,6 +33,23 @@ POST_FAULTS = (
     "post-bad-id",
 )
 
+MEDIA_FAULTS = (
+    "media-500",
+    "media-429",
+    "media-drop",
+    "media-cut",
+    "media-slow",
+    "media-html",
+    "media-empty",
+    "media-wrong-length",
+    "media-no-range",
+    "media-redirect",
+    "media-redirect-http",
+)
+"""The faults of songs and covers; each of the two files of a job meets them for itself."""
+
+FAULTS = GET_FAULTS + POST_FAULTS + MEDIA_FAULTS
+
 JOB_MAKING_FAULTS = frozenset(
     {"post-drop", "post-truncated", "post-html-202", "post-slow", "post-no-id", "post-bad-id"}
 )
@@ -85,11 +102,11 @@ class SandboxOptions:
         if self.retry_after not in (True, False, "date"):
             raise ValueError(f'retry_after must be True, False or "date", not {self.retry_after!r}')
         for name, rate in self.fault_rates.items():
-            if name not in GET_FAULTS + POST_FAULTS:
-                raise ValueError(f"unknown fault {name!r} in fault_rates; known: {', '.join(GET_FAULTS + POST_FAULTS)}")
+            if name not in FAULTS:
+                raise ValueError(f"unknown fault {name!r} in fault_rates; known: {', '.join(FAULTS)}")
             if not 0 <= rate <= 1:
                 raise ValueError(f"the rate of {name} must be between 0 and 1, not {rate!r}")
-        for kind in (GET_FAULTS, POST_FAULTS):
+        for kind in (GET_FAULTS, POST_FAULTS, MEDIA_FAULTS):
             # One request gets at most one fault, so the rates share its single draw. The margin is for 10 x 0.1.
             if sum(self.fault_rates.get(name, 0.0) for name in kind) > 1 + 1e-9:
                 raise ValueError(f"the rates of the {kind[0].split('-')[0]} faults add up to more than 1")

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import uuid
+import zlib
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from airflow_provider_whisul.sandbox.jobs import SandboxJob, make_job
 from airflow_provider_whisul.sandbox.options import (
     GET_FAULTS,
     JOB_MAKING_FAULTS,
+    MEDIA_FAULTS,
     POST_FAULTS,
     SandboxOptions,
     check_key,
@@ -30,6 +32,7 @@ ELSEWHERE = "/elsewhere"
 
 _SHORT_KEY = 8
 _HIDDEN = "***"
+_SIGNATURE = re.compile(r"[?&]signature=(\d{1,9})")
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 Authorization = Literal["ok", "missing", "wrong"]
@@ -145,6 +148,8 @@ class SandboxState:
         self._posts: Counter[str] = Counter()
         self._gets: Counter[str] = Counter()
         self._made: Counter[str] = Counter()
+        self._media_gets: Counter[str] = Counter()
+        self._signed: Counter[str] = Counter()
 
     def revoke_key(self) -> None:
         """Make the key invalid from now on."""
@@ -172,7 +177,7 @@ class SandboxState:
         if to_api:
             answer = self._api(call, path, authorization, note, now, origin)
         elif path.startswith(f"{MEDIA}/"):
-            answer = self._media(call, path, note, now)
+            answer = self._media(call, path, note, now, origin)
         elif path.startswith(ELSEWHERE):
             answer = answers.page(200, "A redirect was followed")
         else:
@@ -255,7 +260,11 @@ class SandboxState:
         hit = hit or self._chance(GET_FAULTS, job.prompt if job else "", index)
         if job is None or job.is_expired(now):
             return answers.not_found(), hit
-        return answers.of_json(200, job.body(now, f"{origin}{MEDIA}")), hit
+        signature = ""
+        if job.directives.media_expired and job.is_over(now):
+            self._signed[job_id] += 1
+            signature = f"?signature={self._signed[job_id]}"
+        return answers.of_json(200, job.body(now, f"{origin}{MEDIA}", signature)), hit
 
     def _chance(self, names: Sequence[str], about: str, index: int) -> Hit | None:
         if not self.options.fault_rates:
@@ -276,7 +285,7 @@ class SandboxState:
             self._limits[self.key] = limit
         return limit.allows(now)
 
-    def _media(self, call: Call, path: str, note: _Note, now: float) -> Answer:
+    def _media(self, call: Call, path: str, note: _Note, now: float, origin: str) -> Answer:
         folder, _, name = path.removeprefix(f"{MEDIA}/").partition("/")
         job_id, _, kind = name.partition(".")
         job = self.jobs.get(job_id)
@@ -286,10 +295,31 @@ class SandboxState:
         if call.method not in ("GET", "HEAD"):
             return answers.wrong_method("GET, HEAD")
         if (folder, kind) == ("audio", "wav"):
-            return _ranged(Answer(200, media.song(job_id, job.bpm, job.seconds), "audio/wav"), call.header("Range"))
-        if (folder, kind) == ("covers", "png"):
-            return _ranged(Answer(200, media.cover(job_id), "image/png"), call.header("Range"))
-        return answers.not_found()
+            song = media.song(job_id, job.bpm, job.seconds)
+            whole = Answer(200, song, "audio/wav", silence=max(0, job.directives.media_size - len(song)))
+        elif (folder, kind) == ("covers", "png"):
+            whole = Answer(200, media.cover(job_id), "image/png")
+        else:
+            return answers.not_found()
+        if job.directives.media_gone:
+            return answers.media_refused(410)
+        if job.directives.media_expired:
+            signed = _SIGNATURE.search(call.target)
+            if signed is None or int(signed[1]) <= job.directives.media_expired:
+                return answers.media_refused(403)
+        index = self._media_gets[path]
+        self._media_gets[path] += 1
+        hit = job.directives.fault_at(MEDIA_FAULTS, index) or self._chance(MEDIA_FAULTS, job.prompt, index)
+        if hit is None:
+            return _ranged(whole, call)
+        note.fault = hit.fault
+        return answers.spoil(
+            hit.fault,
+            whole if hit.fault == "media-no-range" else _ranged(whole, call),
+            delay=self.options.slow_seconds if hit.delay is None else hit.delay,
+            elsewhere=f"{origin}{path}?moved",
+            retry=answers.retry_after(self.options.retry_after, self.options.block_seconds, now),
+        )
 
     def _key_elsewhere(self, call: Call) -> bool:
         places = [unquote(call.target), call.body.decode("utf-8", "replace")]
@@ -329,11 +359,14 @@ def _prompt(call: Call) -> str | Answer:
     return prompt
 
 
-def _ranged(whole: Answer, wanted: str | None) -> Answer:
+def _ranged(whole: Answer, call: Call) -> Answer:
     """Return the part of an answer that a Range header asks for; all of it where the header means nothing to us."""
-    size = len(whole.body)
-    headers = {"Accept-Ranges": "bytes"}
-    match = _RANGE.fullmatch(wanted.strip()) if wanted else None
+    size = whole.size
+    # What makes a song or a cover, and how long it is, tells it from others.
+    etag = f'"{zlib.crc32(whole.body):08x}-{size}"'
+    headers = {"Accept-Ranges": "bytes", "ETag": etag}
+    wanted = call.header("Range")
+    match = _RANGE.fullmatch(wanted.strip()) if wanted and call.header("If-Range") in (None, etag) else None
     if match is None or not (match[1] or match[2]):
         return replace(whole, headers=headers)
     if match[1]:
@@ -343,6 +376,6 @@ def _ranged(whole: Answer, wanted: str | None) -> Answer:
     else:
         start, end = max(0, size - int(match[2])), size
     if start >= size:
-        return replace(whole, status=416, body=b"", headers=headers | {"Content-Range": f"bytes */{size}"})
+        return replace(whole.part(0, 0), status=416, headers=headers | {"Content-Range": f"bytes */{size}"})
     headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    return replace(whole, status=206, body=whole.body[start:end], headers=headers)
+    return replace(whole.part(start, end), status=206, headers=headers)

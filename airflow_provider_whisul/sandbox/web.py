@@ -18,6 +18,9 @@ from airflow_provider_whisul.sandbox.state import Call, LoggedRequest
 _KEEP_ALIVE_SECONDS = 3600.0
 _SHUTDOWN_SECONDS = 0.1
 _LARGEST_BODY = 16 * 2**20
+_MISSING_BYTES = 1000
+# The middle of what an 8 bit WAV file can hold.
+_SILENCE = b"\x80" * 2**18
 
 
 @asynccontextmanager
@@ -90,10 +93,10 @@ async def _send(request: web.Request, answer: Answer) -> web.StreamResponse:
     if answer.sent == "nothing":
         _reset(request)
         return web.Response()
-    if answer.sent == "half":
-        return await _send_half(request, answer)
     headers = {"Content-Type": answer.content_type, **answer.headers}
-    return web.Response(status=answer.status, body=answer.body, headers=headers)
+    if answer.sent == "whole" and not answer.silence:
+        return web.Response(status=answer.status, body=answer.body, headers=headers)
+    return await _send_in_pieces(request, answer, headers)
 
 
 def _reset(request: web.Request) -> None:
@@ -105,13 +108,15 @@ def _reset(request: web.Request) -> None:
     request.transport.abort()
 
 
-async def _send_half(request: web.Request, answer: Answer) -> web.StreamResponse:
-    response = web.StreamResponse(
-        status=answer.status,
-        headers={"Content-Type": answer.content_type, "Content-Length": str(len(answer.body)), **answer.headers},
-    )
+async def _send_in_pieces(request: web.Request, answer: Answer, headers: dict[str, str]) -> web.StreamResponse:
+    said = answer.size + (_MISSING_BYTES if answer.sent == "short" else 0)
+    sent = answer.part(0, answer.size // 2) if answer.sent == "half" else answer
+    response = web.StreamResponse(status=answer.status, headers={"Content-Length": str(said), **headers})
     await response.prepare(request)
-    await response.write(answer.body[: len(answer.body) // 2])
-    if request.transport is not None:
+    if request.method != "HEAD":
+        await response.write(sent.body)
+        for left in range(sent.silence, 0, -len(_SILENCE)):
+            await response.write(_SILENCE[:left])
+    if answer.sent != "whole" and request.transport is not None:
         request.transport.close()
     return response

@@ -1,0 +1,168 @@
+"""What can go wrong with songs and covers, as a client meets it."""
+
+from __future__ import annotations
+
+import time
+import zlib
+
+import pytest
+import requests
+
+from airflow_provider_whisul.sandbox.options import MEDIA_FAULTS
+
+STATUSES = {"media-500": 500, "media-429": 429, "media-redirect": 302, "media-redirect-http": 302}
+CONTENTS = {"media-html", "media-empty", "media-no-range"}
+BROKEN = {"media-drop", "media-cut", "media-wrong-length"}
+
+
+def finished(client, clock, prompt):
+    job_id = client.make(prompt)
+    clock.advance(100)
+    return client.job(job_id)["result"]
+
+
+def test_every_fault_is_tested_here():
+    assert {*STATUSES, *CONTENTS, *BROKEN, "media-slow"} == {*MEDIA_FAULTS}
+
+
+@pytest.mark.parametrize("field", ["song_url", "image_url"])
+@pytest.mark.parametrize("fault", STATUSES)
+def test_each_file_is_answered_wrongly_once_and_then_rightly(client, clock, anonymous, fault, field):
+    url = finished(client, clock, f"a song [sandbox:{fault}]")[field]
+    answer = anonymous.get(url, timeout=5, allow_redirects=False)
+    assert answer.status_code == STATUSES[fault]
+    assert (client.last.fault, client.last.status) == (fault, STATUSES[fault])
+    assert anonymous.get(url, timeout=5).status_code == 200
+    assert client.last.fault is None
+
+
+def test_a_redirect_leads_to_the_file(client, clock, anonymous):
+    url = finished(client, clock, "a song [sandbox:media-redirect]")["song_url"]
+    moved = anonymous.get(url, timeout=5)
+    assert (moved.status_code, moved.url) == (200, f"{url}?moved")
+    assert moved.content == anonymous.get(url, timeout=5).content
+
+
+def test_a_redirect_to_plain_http(client, clock, anonymous):
+    url = finished(client, clock, "a song [sandbox:media-redirect-http]")["song_url"]
+    answer = anonymous.get(url, timeout=5, allow_redirects=False)
+    assert answer.headers["Location"].startswith("http://media.example/")
+
+
+def test_a_page_instead_of_a_song(client, clock, anonymous):
+    answer = anonymous.get(finished(client, clock, "[sandbox:media-html]")["song_url"], timeout=5)
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+
+
+def test_an_empty_file(client, clock, anonymous):
+    answer = anonymous.get(finished(client, clock, "[sandbox:media-empty]")["song_url"], timeout=5)
+    assert (answer.status_code, answer.content, answer.headers["Content-Length"]) == (200, b"", "0")
+    assert answer.headers["Content-Type"] == "audio/wav"
+
+
+@pytest.mark.parametrize(("fault", "share"), [("media-cut", 0.5), ("media-wrong-length", 1)])
+def test_less_comes_than_was_said(client, clock, anonymous, fault, share):
+    url = finished(client, clock, f"a song [sandbox:{fault}]")["song_url"]
+    answer = anonymous.get(url, timeout=5, stream=True)
+    said = int(answer.headers["Content-Length"])
+    with pytest.raises(requests.exceptions.ChunkedEncodingError, match="bytes read"):
+        _ = answer.content
+    whole = anonymous.get(url, timeout=5).content
+    assert said == (len(whole) if share < 1 else len(whole) + 1000)
+
+
+def test_the_rest_of_a_cut_file_can_be_had(client, clock, anonymous):
+    url = finished(client, clock, "a song [sandbox:media-cut]")["song_url"]
+    first = anonymous.get(url, timeout=5, stream=True)
+    came = first.raw.read(10_000)
+    rest = anonymous.get(url, headers={"Range": "bytes=10000-", "If-Range": first.headers["ETag"]}, timeout=5)
+    assert rest.status_code == 206
+    assert came + rest.content == anonymous.get(url, timeout=5).content
+
+
+def test_of_another_version_the_whole_is_sent(client, clock, anonymous):
+    url = finished(client, clock, "a song")["song_url"]
+    answer = anonymous.get(url, headers={"Range": "bytes=10-", "If-Range": '"another"'}, timeout=5)
+    assert answer.status_code == 200
+
+
+def test_a_host_that_knows_no_ranges(client, clock, anonymous):
+    url = finished(client, clock, "a song [sandbox:media-no-range]")["song_url"]
+    answer = anonymous.get(url, headers={"Range": "bytes=10-"}, timeout=5)
+    assert answer.status_code == 200
+    assert "Accept-Ranges" not in answer.headers
+    assert anonymous.get(url, headers={"Range": "bytes=10-"}, timeout=5).status_code == 206
+
+
+def test_a_dropped_connection(client, clock, anonymous):
+    url = finished(client, clock, "a song [sandbox:media-drop]")["song_url"]
+    with pytest.raises(requests.ConnectionError):
+        anonymous.get(url, timeout=5)
+    assert (client.last.status, client.last.fault) == (None, "media-drop")
+
+
+def test_a_slow_file(client, clock, anonymous):
+    url = finished(client, clock, "a song [sandbox:media-slow=0.2]")["song_url"]
+    begin = time.monotonic()
+    assert anonymous.get(url, timeout=5).status_code == 200
+    assert time.monotonic() - begin >= 0.2
+
+
+def test_faults_strike_by_their_rate(start, clock, anonymous):
+    client = start(fault_rates={"media-500": 1.0})
+    assert anonymous.get(finished(client, clock, "a song")["song_url"], timeout=5).status_code == 500
+
+
+def test_the_first_urls_expire(client, clock, anonymous):
+    job_id = client.make("a song [sandbox:media-expired=2]")
+    clock.advance(100)
+    urls = [client.job(job_id)["result"]["song_url"] for _ in range(3)]
+    assert len(set(urls)) == 3
+    assert [anonymous.get(url, timeout=5).status_code for url in urls] == [403, 403, 200]
+    assert anonymous.get(urls[0].partition("?")[0], timeout=5).status_code == 403
+
+
+def test_a_bare_expired_takes_one(client, clock, anonymous):
+    job_id = client.make("a song [sandbox:media-expired]")
+    clock.advance(100)
+    urls = [client.job(job_id)["result"]["image_url"] for _ in range(2)]
+    assert [anonymous.get(url, timeout=5).status_code for url in urls] == [403, 200]
+
+
+def test_gone(client, clock, anonymous):
+    result = finished(client, clock, "a song [sandbox:media-gone]")
+    assert [anonymous.get(result[field], timeout=5).status_code for field in ("song_url", "image_url")] == [410, 410]
+
+
+@pytest.mark.parametrize(("text", "size"), [("1MB", 1_000_000), ("300kB", 300_000), ("400000", 400_000)])
+def test_a_large_song(client, clock, anonymous, text, size):
+    url = finished(client, clock, f"a song [sandbox:media-size={text}]")["song_url"]
+    answer = anonymous.get(url, timeout=5)
+    assert int(answer.headers["Content-Length"]) == len(answer.content) == size
+    assert answer.content.startswith(b"RIFF")
+    middle = anonymous.get(url, headers={"Range": f"bytes=1000-{size - 2}"}, timeout=5)
+    assert zlib.crc32(middle.content) == zlib.crc32(answer.content[1000:-1])
+    head = anonymous.head(url, timeout=5)
+    assert (int(head.headers["Content-Length"]), head.content) == (size, b"")
+
+
+def test_a_large_song_can_be_cut(client, clock, anonymous):
+    url = finished(client, clock, "a song [sandbox:media-size=1MB] [sandbox:media-cut]")["song_url"]
+    answer = anonymous.get(url, timeout=5, stream=True)
+    with pytest.raises(requests.exceptions.ChunkedEncodingError, match="500000 bytes read, 500000 more expected"):
+        _ = answer.content
+
+
+@pytest.mark.parametrize(
+    ("directive", "message"),
+    [
+        ("media-size=much", "'media-size' takes a number of B, kB, MB or GB, not 'much'"),
+        ("media-size", "'media-size' needs a value"),
+        ("media-gone=1", "'media-gone' takes no value"),
+        ("media-expired=x", "'media-expired' takes a whole number"),
+    ],
+)
+def test_a_directive_that_cannot_be_read_is_400(client, directive, message):
+    answer = client.post(f"a song [sandbox:{directive}]")
+    assert answer.status_code == 400
+    assert message in answer.json()["message"]
