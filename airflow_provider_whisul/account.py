@@ -44,7 +44,7 @@ class WhisulAccount:
     @property
     def is_loopback(self) -> bool:
         """Whether the API is on this machine, as the sandbox is. No proxy is used for it then."""
-        return _is_loopback(urlsplit(self.base_url).hostname or "")
+        return is_loopback(urlsplit(self.base_url).hostname or "")
 
     @classmethod
     def from_connection(
@@ -119,7 +119,7 @@ def _base_url(host: str | None, schema: str | None, port: int | None) -> str:
     odd = any(character.isspace() or not character.isprintable() or character == "\\" for character in url)
     if not hostname or parts.query or parts.fragment or odd:
         raise ValueError(f"its host must be a host name or a plain URL such as {DEFAULT_BASE_URL}.")
-    if parts.scheme == "http" and not _is_loopback(hostname):
+    if parts.scheme == "http" and not is_loopback(hostname):
         raise ValueError(
             "its URL is plain http to another machine, and the API key could be read on the way. "
             "Use https; plain http is accepted only to this machine itself (the sandbox)."
@@ -128,7 +128,7 @@ def _base_url(host: str | None, schema: str | None, port: int | None) -> str:
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
 
 
-def _is_loopback(hostname: str) -> bool:
+def is_loopback(hostname: str) -> bool:
     if hostname == "localhost":
         return True
     try:

@@ -198,6 +198,42 @@ class WhisulJobTimeoutError(WhisulError):
     cost = "nothing more where the next try re-attaches, else another song"
 
 
+class WhisulMediaError(WhisulError):
+    """A song's audio or cover could not be fetched whole: it broke off, or what came was neither."""
+
+    transient = True
+    task_retry = TaskRetry.SHORTLY
+    cost = "nothing more: the song is there, and a retry fetches only what is missing"
+
+
+class WhisulMediaExpiredError(WhisulMediaError, AirflowFailException):
+    """A song has no URL that works: it has expired or was never given, and asking the job again gave no other."""
+
+    transient = False
+    task_retry = TaskRetry.NEVER
+    cost = "the song, unless it was kept elsewhere"
+
+
+class WhisulMediaUnsafeError(WhisulMediaError, AirflowFailException):
+    """A song's URL, or where it redirects to, is not https. Nothing was fetched from there."""
+
+    transient = False
+    task_retry = TaskRetry.NEVER
+    cost = "nothing more"
+
+
+class WhisulStorageError(WhisulError):
+    """Songs could not be written: no room, no permission, no such store, or another file that has the name."""
+
+    cost = "nothing more: a retry fetches only what is missing"
+
+
+class WhisulFileExistsError(WhisulStorageError, AirflowFailException):
+    """Another file has the name of one of ours, and is not overwritten."""
+
+    task_retry = TaskRetry.NEVER
+
+
 def all_errors(cls: type[WhisulError] = WhisulError) -> dict[str, type[WhisulError]]:
     """Return every class of error by its name, from a base class on."""
     found = {cls.__name__: cls}

@@ -54,6 +54,7 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": [
                     "airflow_provider_whisul.operators.whisul",
                     "airflow_provider_whisul.operators.whisul_batch",
+                    "airflow_provider_whisul.operators.whisul_storage",
                 ],
             }
         ],

@@ -9,6 +9,7 @@ from packaging.version import Version
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+    from fsspec import AbstractFileSystem
 
 if TYPE_CHECKING:
     from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
@@ -64,11 +65,32 @@ def is_of_earlier_try(next_kwargs: dict[str, Any] | None, context: Context) -> b
     )
 
 
+def filesystem(protocol: str, conn_id: str | None) -> AbstractFileSystem:
+    """
+    Return the filesystem that Airflow's ``ObjectStoragePath`` uses for a protocol.
+
+    Not by way of that class, which with universal-pathlib 0.3 cannot be made on Airflow 3.0.
+
+    :param protocol: Such as ``file`` or ``s3``.
+    :param conn_id: The Airflow connection that it uses, None for what the environment says.
+    :raises ValueError: No installed provider knows the protocol.
+    """
+    if TYPE_CHECKING:
+        from airflow.sdk.io import attach
+    else:
+        try:
+            from airflow.sdk.io import attach
+        except ImportError:  # before 3.0
+            from airflow.io.store import attach
+    return attach(protocol, conn_id).fs
+
+
 __all__ = [
     "DEFERRAL_ERRORS",
     "HAS_RETRY_POLICY",
     "RetryDecision",
     "RetryPolicy",
+    "filesystem",
     "is_deferral_timeout",
     "is_of_earlier_try",
 ]

@@ -11,14 +11,19 @@ from airflow_provider_whisul.exceptions import (
     WhisulConfigurationError,
     WhisulConnectionError,
     WhisulError,
+    WhisulFileExistsError,
     WhisulInvalidInputError,
     WhisulJobFailedError,
     WhisulJobFailedFinalError,
     WhisulJobNotFoundError,
     WhisulJobTimeoutError,
+    WhisulMediaError,
+    WhisulMediaExpiredError,
+    WhisulMediaUnsafeError,
     WhisulRateLimitError,
     WhisulResponseError,
     WhisulServerError,
+    WhisulStorageError,
     WhisulTLSError,
     WhisulUnauthorizedError,
     all_errors,
@@ -52,6 +57,11 @@ CASES: list[tuple[str, WhisulError]] = [
     ("job not over in time", WhisulJobTimeoutError("")),
     ("answer to a submission lost", WhisulAmbiguousSubmitError("")),
     ('the same with `on_ambiguous_submit="fail"`', all_errors()["WhisulAmbiguousSubmitFinalError"]("")),
+    ("landing: broken off, wrong length, HTML, empty", WhisulMediaError("")),
+    ("landing: the URL has expired, there is no other", WhisulMediaExpiredError("")),
+    ("landing: a URL or a redirect that is not https", WhisulMediaUnsafeError("")),
+    ("landing: the store is full, or refuses", WhisulStorageError("")),
+    ("landing: another file has the name", WhisulFileExistsError("")),
 ]
 
 _LADDER = f"again after {', '.join(f'{rung:g}' for rung in RATE_LIMIT_LADDER)} s or `Retry-After`"
@@ -80,6 +90,8 @@ def _submission(error: WhisulError) -> str:
 
 
 def _trigger(error: WhisulError) -> str:
+    if isinstance(error, WhisulMediaError | WhisulStorageError):
+        return ""
     if isinstance(error, WhisulRateLimitError):
         return f"{_LADDER}, until the timeout"
     if error.transient:

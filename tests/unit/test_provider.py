@@ -18,6 +18,7 @@ from airflow_provider_whisul.hooks.whisul import WhisulHook
 DAG_MODULES = (
     "airflow_provider_whisul.operators.whisul",
     "airflow_provider_whisul.operators.whisul_batch",
+    "airflow_provider_whisul.operators.whisul_storage",
     "airflow_provider_whisul.sensors.whisul",
     "airflow_provider_whisul.triggers.whisul",
     "airflow_provider_whisul.triggers.whisul_batch",

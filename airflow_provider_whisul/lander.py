@@ -1,0 +1,148 @@
+"""Brings one song after the other from the media host into a store."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from airflow_provider_whisul.api import Song, quote
+from airflow_provider_whisul.exceptions import (
+    WhisulFileExistsError,
+    WhisulMediaExpiredError,
+    WhisulMediaUnsafeError,
+)
+from airflow_provider_whisul.landing import (
+    PART,
+    URL_FIELDS,
+    LandedFile,
+    LandedSong,
+    Role,
+    files_of,
+    is_whole,
+    landed_song,
+    song_name,
+)
+from airflow_provider_whisul.media import MediaClient
+from airflow_provider_whisul.storage import Store, telling
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class SongLander:
+    """
+    Lands songs. May be used by several threads at once, for a song each.
+
+    Before a file of a song appears in the store, ``NAME.json.part`` says what it will be; after the last of them
+    ``NAME.json`` replaces that. So a later try knows which files are whole and its own, wherever this one has ended.
+
+    :param store: Where to.
+    :param media: What fetches.
+    :param workdir: A folder on this machine, for a song's files until they are in the store.
+    :param there: What is in the store, and how long it is; kept up to date.
+    :param overwrite: Whether files that no landing of the same job has left may be replaced.
+    """
+
+    store: Store
+    media: MediaClient
+    workdir: Path
+    there: dict[str, int | None]
+    overwrite: bool = False
+
+    def land(self, song: Song, asked_again: str | None = None) -> LandedSong:
+        """
+        Fetch what of a song is not in the store yet, and put it there.
+
+        :param song: The song.
+        :param asked_again: What asking its job for other URLs has brought, as a sentence; None if that was not done.
+        :return: The song as it is in the store now.
+        :raises WhisulMediaExpiredError: A URL does not work, and the job was not asked again yet; or the audio's does
+            not although it was.
+        :raises WhisulMediaError: The audio, or the cover, could not be fetched.
+        :raises WhisulFileExistsError: The name is that of another file.
+        :raises WhisulStorageError: The store cannot be read or written.
+        """
+        name, job_id = song_name(song), song["job_id"]
+        metadata = f"{name}.json"
+        files = self._accounted_for(metadata, job_id)
+        if metadata in self.there and files.get("audio") and all(is_whole(file, self.there) for file in files.values()):
+            log.info("%s is in the store already", name)
+            return cast(LandedSong, self.store.read_json(metadata))
+        files |= self._accounted_for(metadata + PART, job_id)
+        cover_error = None
+        for role in URL_FIELDS:
+            if is_whole(files.get(role), self.there):
+                continue
+            files.pop(role, None)
+            try:
+                self._bring(song, name, role, files)
+            except (WhisulMediaExpiredError, WhisulMediaUnsafeError) as error:
+                expired = isinstance(error, WhisulMediaExpiredError)
+                if expired and asked_again is None:
+                    raise
+                reason = f"{error} {asked_again}" if expired else str(error)
+                if role == "audio":
+                    raise type(error)(reason, job_id=job_id, http_status=error.http_status) from None
+                # A song is not given up for its cover.
+                cover_error = reason
+                log.warning("%s", reason)
+        landed = landed_song(song, name, files, cover_error)
+        self.store.put_json(cast(Mapping[str, object], landed), metadata, self.workdir)
+        self._remove_parts(name)
+        size = sum(file["size"] for file in files.values())
+        log.info("Landed %r as %s (%s bytes)", quote(song["title"] or ""), landed["audio"]["name"], f"{size:,}")
+        return landed
+
+    def _accounted_for(self, name: str, job_id: str) -> dict[Role, LandedFile]:
+        """Return the files that a JSON file in the store accounts for, none if there is no such file."""
+        if name not in self.there:
+            return {}
+        files = files_of(self.store.read_json(name), job_id)
+        if files is None and not name.endswith(PART):
+            self._refuse(name, job_id)
+        return files or {}
+
+    def _bring(self, song: Song, name: str, role: Role, files: dict[Role, LandedFile]) -> None:
+        """Fetch one of a song's files and put it into the store, if the song has one."""
+        job_id = song["job_id"]
+        url = song[URL_FIELDS[role]]
+        if not url:
+            if role == "cover":
+                return
+            raise WhisulMediaExpiredError(f"Job {job_id} came without a URL of its audio.", job_id=job_id)
+        local = self.workdir / f"{name}.{role}"
+        try:
+            with telling(f"write {local}, on this machine, before it goes to {self.store.url}"):
+                fetched = self.media.fetch(url, local, role, job_id, log.warning)
+                file_name = name + fetched.kind.extension
+                # Clients guess the type that the store keeps with a file from its name.
+                local = local.replace(self.workdir / file_name)
+            self._refuse(file_name, job_id)
+            files[role] = {
+                "name": file_name,
+                "size": fetched.size,
+                "sha256": fetched.sha256,
+                "content_type": fetched.kind.content_type,
+            }
+            account = {"job_id": job_id, **cast("dict[str, LandedFile]", files)}
+            self.store.put_json(account, f"{name}.json{PART}", self.workdir)
+            self.there[f"{name}.json{PART}"] = None
+            self.store.put(local, file_name)
+            self.there[file_name] = fetched.size
+        finally:
+            local.unlink(missing_ok=True)
+
+    def _refuse(self, name: str, job_id: str) -> None:
+        if name in self.there and not self.overwrite:
+            raise WhisulFileExistsError(
+                f"{self.store.url}/{name} exists, and is not what a landing of job {job_id} has left there. It is not "
+                "overwritten: move it away, choose another destination, or set overwrite=True.",
+                job_id=job_id,
+            )
+
+    def _remove_parts(self, name: str) -> None:
+        for leftover in [entry for entry in self.there if entry.startswith(f"{name}.") and entry.endswith(PART)]:
+            self.store.remove(leftover)

@@ -1,0 +1,812 @@
+"""Landing songs in a folder, from the sandbox's media host and from worse ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow import __version__ as airflow_version
+from airflow.providers.common.compat.sdk import AirflowFailException
+from packaging.version import Version
+
+from airflow_provider_whisul import media
+from airflow_provider_whisul.exceptions import (
+    WhisulFileExistsError,
+    WhisulInvalidInputError,
+    WhisulMediaError,
+    WhisulMediaExpiredError,
+    WhisulMediaUnsafeError,
+    WhisulStorageError,
+)
+from airflow_provider_whisul.hooks.whisul import WhisulHook
+from airflow_provider_whisul.landing import song_name
+from airflow_provider_whisul.operators.whisul_storage import WhisulToObjectStorageOperator
+from airflow_provider_whisul.sandbox import LoggedRequest, Sandbox
+from tests.support import FakeClock, TaskContext
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LARGE = "500MB" if Version(airflow_version) >= Version("3.3") else "150MB"
+MOST_GROWTH_KB = 40_000
+WAV = b"RIFF\x00\x00\x00\x00WAVE" + bytes(20_000)
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(2_000)
+
+Song = dict[str, Any]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "kept" / "songs"
+
+
+@pytest.fixture
+def make_songs(sandbox: Sandbox, clock: FakeClock) -> Callable[..., list[Song]]:
+    """Have the sandbox make songs, and return them as the operators do."""
+
+    def make_songs(*prompts: str) -> list[Song]:
+        hook = WhisulHook(clock=clock.clock)
+        job_ids = [hook.generate(prompt) for prompt in prompts]
+        clock.now += 100
+        return [dict(hook.get_job(job_id).song()) for job_id in job_ids]
+
+    return make_songs
+
+
+@pytest.fixture
+def land(store: Path, clock: FakeClock) -> Callable[..., Any]:
+    """Run the operator."""
+
+    def land(songs: object, context: TaskContext | None = None, **kwargs: Any) -> Any:
+        operator = WhisulToObjectStorageOperator(
+            task_id="keep", **{"songs": songs, "destination": f"file://{store}", **kwargs}
+        )
+        operator.clock = clock.clock
+        return (context or TaskContext()).run(operator)
+
+    return land
+
+
+Make = Callable[..., list[Song]]
+Land = Callable[..., Any]
+
+
+def fetched(sandbox: Sandbox) -> list[LoggedRequest]:
+    return [request for request in sandbox.requests if request.path.startswith("/media")]
+
+
+def names(store: Path) -> set[str]:
+    return {path.name for path in store.iterdir()} if store.exists() else set()
+
+
+def assert_whole(store: Path, manifest: Any) -> None:
+    """The manifest and the files beside each song are all there, and nothing else is."""
+    assert json.loads((store / manifest["manifest"]).read_text()) == manifest
+    expected = {manifest["manifest"]}
+    for song in manifest["songs"]:
+        assert json.loads((store / song["metadata"]).read_text()) == song
+        expected.add(song["metadata"])
+        for file in (song["audio"], song["cover"]):
+            content = (store / file["name"]).read_bytes()
+            assert (len(content), hashlib.sha256(content).hexdigest()) == (file["size"], file["sha256"])
+            expected.add(file["name"])
+    assert names(store) == expected
+
+
+def test_lands_audio_cover_metadata_and_last_a_manifest(
+    sandbox: Sandbox, make_songs: Make, land: Land, store: Path
+) -> None:
+    songs = make_songs("a waltz", "a tango")
+    manifest = land(songs)
+    assert_whole(store, manifest)
+    assert {key: value for key, value in manifest.items() if key not in ("songs", "landed_at")} == {
+        "destination": f"file://{store}",
+        "manifest": "manifest.json",
+        "dag_id": "songs",
+        "task_id": "song",
+        "run_id": "some-run",
+        "map_index": -1,
+        "count": 2,
+        "failed": [],
+    }
+    landed = manifest["songs"][0]
+    for key in ("job_id", "prompt", "title", "bpm", "duration_seconds", "tags", "started_at", "finished_at"):
+        assert landed[key] == songs[0][key]
+    assert landed["audio"]["name"].endswith(".wav")
+    assert landed["audio"]["content_type"] == "audio/wav"
+    assert landed["cover"]["name"].endswith(".png")
+    written = {path.name: path.stat().st_mtime_ns for path in store.iterdir()}
+    assert max(written, key=lambda name: written[name]) == "manifest.json"
+    assert [request.status for request in fetched(sandbox)] == [200] * 4
+
+
+def test_the_media_host_sees_no_key_and_no_netrc(
+    sandbox: Sandbox, make_songs: Make, land: Land, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password something\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    land(make_songs("a waltz", "a tango [sandbox:media-expired]"))
+    assert len(fetched(sandbox)) == 5
+    assert {request.authorization for request in fetched(sandbox)} == {"missing"}
+    assert not any(request.key_elsewhere for request in sandbox.requests)
+
+
+def test_takes_what_a_batch_returns_and_says_which_failed(
+    make_songs: Make, land: Land, store: Path, task_log: Callable[[], list[str]]
+) -> None:
+    (song,) = make_songs("a waltz")
+    batch = [
+        {"prompt": "a waltz", "job_id": song["job_id"], "status": "completed", "track": song, "error": None},
+        {"prompt": "a tango", "job_id": "gone", "status": "failed", "track": None, "error": "Out of rhythm."},
+    ]
+    manifest = land(batch)
+    assert_whole(store, manifest)
+    assert manifest["count"] == 1
+    assert manifest["failed"] == [{"job_id": "gone", "prompt": "a tango", "error": "Out of rhythm."}]
+    assert any("Passed over: 'a tango': Out of rhythm." in line for line in task_log())
+
+
+def test_a_song_that_was_too_much_for_the_batch_is_asked_for(make_songs: Make, land: Land, store: Path) -> None:
+    (song,) = make_songs("a waltz")
+    result = {"prompt": "a waltz", "job_id": song["job_id"], "status": "completed", "track": None, "error": None}
+    manifest = land([result])
+    assert_whole(store, manifest)
+    assert manifest["songs"][0]["title"] == song["title"]
+
+
+def test_songs_of_mapped_tasks_and_of_mapped_batches_are_each_landed_once(
+    make_songs: Make, land: Land, store: Path
+) -> None:
+    one, two, three = make_songs("a waltz", "a tango", "a fado")
+    manifest = land(iter([[one, two], iter([three, one]), None]))
+    assert_whole(store, manifest)
+    assert [song["prompt"] for song in manifest["songs"]] == ["a waltz", "a tango", "a fado"]
+    assert manifest["failed"][0]["error"] == "The task before returned no song."
+
+
+def test_two_songs_of_one_title(make_songs: Make, land: Land, store: Path) -> None:
+    songs = [{**song, "title": "Con"} for song in make_songs("a waltz", "a tango")]
+    manifest = land(songs)
+    assert_whole(store, manifest)
+    assert len({song["audio"]["name"] for song in manifest["songs"]}) == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "statuses"),
+    [
+        ("media-cut", [200, 206]),
+        ("media-cut=3", [200, 206, 206, 206]),
+        ("media-cut][sandbox:media-no-range", [200, 200]),
+        ("media-500=2", [500, 500, 200]),
+        ("media-cut][sandbox:media-500", [200, 500, 206]),
+        ("media-429", [429, 200]),
+        ("media-drop", [None, 200]),
+        ("media-html", [200, 200]),
+        ("media-empty", [200, 200]),
+        ("media-wrong-length", [200, 416, 200]),
+        ("media-redirect", [302, 200]),
+    ],
+)
+def test_a_broken_download_is_resumed_or_begun_again(
+    sandbox: Sandbox,
+    make_songs: Make,
+    land: Land,
+    store: Path,
+    fault: str,
+    statuses: list[int | None],
+    clock: FakeClock,
+) -> None:
+    (song,) = make_songs(f"a waltz [sandbox:{fault}]")
+    whole = land(song, max_concurrent_downloads=1)
+    assert_whole(store, whole)
+    assert [request.status for request in fetched(sandbox) if "/audio/" in request.path] == statuses
+    assert clock.slept[: len(statuses) - 1] == ([] if 302 in statuses else [2.0**n for n in range(len(statuses) - 1)])
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("media-cut=9", "it broke off"),
+        ("media-html=9", "no audio (Content-Type 'text/html; charset=utf-8')"),
+        ("media-empty=9", "the host sent an empty file"),
+        ("media-500=9", "was answered 500"),
+        ("media-wrong-length=99", "was answered 416"),
+        ("media-redirect=99", "more than 5 redirects"),
+    ],
+)
+def test_what_stays_broken_is_refused_and_leaves_nothing(
+    sandbox: Sandbox, make_songs: Make, land: Land, store: Path, fault: str, said: str
+) -> None:
+    (song,) = make_songs(f"a waltz [sandbox:{fault}]")
+    with pytest.raises(WhisulMediaError) as raised:
+        land(song)
+    assert said in str(raised.value)
+    assert song["job_id"] in str(raised.value)
+    assert not isinstance(raised.value, AirflowFailException)
+    assert names(store) == set()
+
+
+def test_one_that_fails_does_not_lose_the_others_and_a_retry_fetches_only_that(
+    sandbox: Sandbox, make_songs: Make, land: Land, store: Path
+) -> None:
+    songs = make_songs("a waltz", "a tango [sandbox:media-500=6]", "a fado")
+    songs[1]["image_url"] = songs[0]["image_url"]
+    with pytest.raises(WhisulMediaError, match=r"1 of 3 songs are not landed, more than max_failures=0: .*500"):
+        land(songs)
+    assert len(names(store)) == 6
+    assert "manifest.json" not in names(store)
+    before = len(fetched(sandbox))
+    assert_whole(store, land(songs))
+    again = fetched(sandbox)[before:]
+    assert [request.path.rpartition("/")[2] for request in again] == [
+        f"{songs[1]['job_id']}.wav",
+        f"{songs[0]['job_id']}.png",
+    ]
+
+
+def test_some_may_fail_where_the_user_says_so(make_songs: Make, land: Land, store: Path) -> None:
+    songs = make_songs("a waltz", "a tango [sandbox:media-gone]")
+    manifest = land(songs, max_failures=1)
+    assert_whole(store, manifest)
+    assert manifest["count"] == 1
+    (failed,) = manifest["failed"]
+    assert (failed["job_id"], failed["prompt"]) == (songs[1]["job_id"], songs[1]["prompt"])
+    assert "was answered 410: the URL has expired" in failed["error"]
+
+
+class TestExpired:
+    def test_a_fresh_url_is_asked_for(self, sandbox: Sandbox, make_songs: Make, land: Land, store: Path) -> None:
+        (song,) = make_songs("a waltz [sandbox:media-expired]")
+        looks = len(sandbox.requests)
+        assert_whole(store, land(song))
+        requests = [(request.path.partition("/")[2].partition("/")[0], request.status) for request in sandbox.requests]
+        assert requests[looks:] == [("media", 403), ("api", 200), ("media", 200), ("media", 200)]
+
+    @pytest.mark.parametrize(
+        ("directive", "said"),
+        [
+            ("media-gone", "Asking the job again brought the same URL"),
+            ("media-expired=9", "Asking the job again brought another URL, which does not work either."),
+        ],
+    )
+    def test_where_there_is_none(self, make_songs: Make, land: Land, store: Path, directive: str, said: str) -> None:
+        (song,) = make_songs(f"a waltz [sandbox:{directive}]")
+        with pytest.raises(WhisulMediaExpiredError) as raised:
+            land(song)
+        assert said in str(raised.value)
+        assert song["job_id"] in str(raised.value)
+        # What signs a URL must not be in a log.
+        assert "signature" not in str(raised.value)
+        assert isinstance(raised.value, AirflowFailException)
+        assert names(store) == set()
+
+    def test_where_the_job_is_gone_too(self, sandbox: Sandbox, make_songs: Make, land: Land) -> None:
+        (song,) = make_songs("a waltz")
+        song |= {"job_id": "long-gone", "song_url": song["song_url"].replace(song["job_id"], "long-gone")}
+        with pytest.raises(WhisulMediaExpiredError, match="brought no other: Whisul answered 404"):
+            land(song)
+
+    def test_where_there_never_was_one(self, make_songs: Make, land: Land) -> None:
+        (song,) = make_songs("a waltz [sandbox:bare-track]")
+        with pytest.raises(WhisulMediaExpiredError, match=f"Job {song['job_id']} came without a URL of its audio"):
+            land(song)
+
+    def test_where_whisul_cannot_say_now(self, sandbox: Sandbox, make_songs: Make, land: Land) -> None:
+        (song,) = make_songs("a waltz [sandbox:media-gone] [sandbox:get-500=20]".replace("get-500=20", "seconds=1"))
+        sandbox.revoke_key()
+        with pytest.raises(WhisulMediaExpiredError, match="brought no other: Whisul answered 401"):
+            land(song)
+
+    def test_a_song_is_not_given_up_for_its_cover(
+        self, sandbox: Sandbox, make_songs: Make, land: Land, store: Path, task_log: Callable[[], list[str]]
+    ) -> None:
+        (song,) = make_songs("a waltz")
+        song["image_url"] = song["image_url"].replace(".png", ".gone")
+        # Asking the job would bring one that works.
+        song["job_id"] = "another"
+        manifest = land(song)
+        (landed,) = manifest["songs"]
+        assert landed["cover"] is None
+        assert ".gone, the cover of job another, was answered 404" in landed["cover_error"]
+        assert landed["cover_error"] in task_log()
+        assert names(store) == {"manifest.json", landed["metadata"], landed["audio"]["name"]}
+        assert [request.status for request in fetched(sandbox)] == [200, 404, 404]
+
+
+class TestOtherFiles:
+    def test_are_not_overwritten(self, sandbox: Sandbox, make_songs: Make, land: Land, store: Path) -> None:
+        (song,) = make_songs("a waltz")
+        theirs = store / f"{song_name(song)}.wav"
+        store.mkdir(parents=True)
+        theirs.write_bytes(b"somebody else's")
+        with pytest.raises(WhisulFileExistsError, match="is not overwritten"):
+            land(song)
+        assert theirs.read_bytes() == b"somebody else's"
+        assert names(store) == {theirs.name}
+        assert_whole(store, land(song, overwrite=True))
+
+    @pytest.mark.parametrize("content", ["{}", "no JSON", "[1]", '{"job_id": "another"}'])
+    def test_nor_is_their_metadata(self, make_songs: Make, land: Land, store: Path, content: str) -> None:
+        (song,) = make_songs("a waltz")
+        store.mkdir(parents=True)
+        (store / f"{song_name(song)}.json").write_text(content)
+        with pytest.raises(WhisulFileExistsError):
+            land(song)
+        assert_whole(store, land(song, overwrite=True))
+
+    def test_nor_a_file_of_ours_that_was_changed(self, make_songs: Make, land: Land, store: Path) -> None:
+        (song,) = make_songs("a waltz")
+        name = land(song)["songs"][0]["audio"]["name"]
+        (store / name).write_bytes(b"edited")
+        with pytest.raises(WhisulFileExistsError, match=name):
+            land(song)
+        assert (store / name).read_bytes() == b"edited"
+
+    def test_nor_the_manifest_of_another_run(self, sandbox: Sandbox, make_songs: Make, land: Land, store: Path) -> None:
+        songs = make_songs("a waltz", "a tango")
+        first = land(songs[0])
+        context = TaskContext()
+        context.run_id = "another-run"
+        before = len(fetched(sandbox))
+        with pytest.raises(WhisulFileExistsError, match=r"manifest.json is not of this run.*\{\{ run_id \}\}"):
+            land(songs[1], context)
+        assert len(fetched(sandbox)) == before
+        assert_whole(store, first)
+        assert land(songs[1], context, overwrite=True)["run_id"] == "another-run"
+
+    def test_mapped_tasks_share_a_destination(self, make_songs: Make, land: Land, store: Path) -> None:
+        for index, song in enumerate(make_songs("a waltz", "a tango")):
+            context = TaskContext()
+            context.map_index = index
+            assert land(song, context)["manifest"] == f"manifest-{index}.json"
+        assert len(names(store)) == 8
+
+
+def test_a_cleared_task_fetches_nothing_again(
+    sandbox: Sandbox, make_songs: Make, land: Land, store: Path, clock: FakeClock
+) -> None:
+    songs = make_songs("a waltz", "a tango")
+    first = land(songs)
+    clock.now += 60
+    second = land(songs)
+    assert_whole(store, second)
+    assert second["songs"] == first["songs"]
+    assert second["landed_at"] > first["landed_at"]
+    assert len(fetched(sandbox)) == 4
+    (store / first["songs"][0]["cover"]["name"]).unlink()
+    assert_whole(store, land(songs))
+    assert len(fetched(sandbox)) == 5
+
+
+class TestTheEvent:
+    def test_carries_what_a_dag_can_start_from(self, make_songs: Make, land: Land, store: Path) -> None:
+        from airflow.providers.common.compat.sdk import Asset
+
+        asset = Asset("file://songs/kept")
+        events = {asset.uri: Outlet()}
+        songs = make_songs("a waltz", "a tango")
+        context = TaskContext(outlet_events=ByUri(events))
+        land(songs, context, outlets=[asset])
+        extra = events[asset.uri].extra
+        assert extra == {
+            "destination": f"file://{store}",
+            "manifest": f"file://{store}/manifest.json",
+            "count": 2,
+            "failed": 0,
+            "titles": [song["title"] for song in songs],
+        }
+
+
+@dataclass
+class Outlet:
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class ByUri:
+    def __init__(self, events: dict[str, Outlet]) -> None:
+        self._events = events
+
+    def __getitem__(self, asset: Any) -> Outlet:
+        return self._events[asset.uri]
+
+
+@pytest.mark.parametrize("songs", ["some-job-id", 5, {"no": "song"}, [{"job_id": "../../etc", "song_url": "x"}], b"x"])
+def test_what_is_no_song_is_refused(land: Land, store: Path, songs: object) -> None:
+    with pytest.raises(WhisulInvalidInputError):
+        land(songs)
+    assert not store.exists()
+
+
+@pytest.mark.parametrize("destination", ["", "s3://", "file://relative", "songs", "file:///", None])
+def test_what_is_no_folder_is_refused(make_songs: Make, land: Land, destination: object, sandbox: Sandbox) -> None:
+    with pytest.raises(WhisulInvalidInputError, match="names no folder"):
+        land(make_songs("a waltz"), destination=destination)
+    assert fetched(sandbox) == []
+
+
+def test_a_store_that_no_provider_knows(make_songs: Make, land: Land) -> None:
+    with pytest.raises(WhisulStorageError, match="Could not reach nowhere://bucket/songs: No filesystem registered"):
+        land(make_songs("a waltz"), destination="nowhere://bucket/songs")
+
+
+@pytest.mark.parametrize("argument", [{"max_failures": -1}, {"max_concurrent_downloads": 0}])
+def test_arguments_that_make_no_sense_are_refused_when_the_dag_is_read(land: Land, argument: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="max_failures must be 0 or more, max_concurrent_downloads 1 or more"):
+        land([], **argument)
+
+
+# A media host that does what a test says.
+
+Serve = Callable[[BaseHTTPRequestHandler], None]
+
+
+@dataclass
+class Host:
+    """
+    A media host.
+
+    :param url: Its address.
+    :param requests: The headers of each request, and its path.
+    :param answers: What it does, by path.
+    """
+
+    url: str
+    requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    answers: dict[str, Serve] = field(default_factory=dict)
+    busy: int = 0
+    most_busy: int = 0
+
+    def song(self, job_id: str = "some-job", **fields: Any) -> Song:
+        return {"job_id": job_id, "title": "Midnight Grid", "song_url": f"{self.url}/song", "image_url": None, **fields}
+
+
+def answer(status: int, body: bytes = b"", **headers: str) -> Serve:
+    def serve(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        headers.setdefault("Content_Length", str(len(body)))
+        for name, value in headers.items():
+            if value:
+                handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return serve
+
+
+def in_turn(*answers: Serve) -> Serve:
+    """One after the other; the last one repeats."""
+    left = iter(answers)
+    return lambda handler: next(left, answers[-1])(handler)
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with lock:
+                host.requests.append((self.path, dict(self.headers)))
+                host.busy += 1
+                host.most_busy = max(host.most_busy, host.busy)
+            self.close_connection = True
+            try:
+                host.answers[self.path.partition("?")[0]](self)
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+            finally:
+                with lock:
+                    host.busy -= 1
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    host = Host(f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield host
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["http://media.example/song", "http://169.254.169.254/x", "ftp://127.0.0.1/x", "https://u:p@m.example/x"],
+)
+def test_a_redirect_that_is_not_to_https_is_not_followed(host: Host, land: Land, store: Path, location: str) -> None:
+    host.answers["/song"] = answer(302, Location=location)
+    with pytest.raises(WhisulMediaUnsafeError, match=f"The redirect from {host.url}/song of job some-job"):
+        land(host.song(song_url=f"{host.url}/song?signature=secret"))
+    assert len(host.requests) == 1
+    assert names(store) == set()
+
+
+@pytest.mark.parametrize("url", ["http://media.example/song", "file:///etc/passwd", "https://a:b@media.example/x", "x"])
+def test_a_url_that_is_not_https_is_not_fetched(host: Host, land: Land, url: str) -> None:
+    with pytest.raises(WhisulMediaUnsafeError, match="of job some-job"):
+        land(host.song(song_url=url))
+
+
+def test_no_error_and_no_log_line_holds_the_query_of_a_url(
+    host: Host, land: Land, task_log: Callable[[], list[str]], clock: FakeClock
+) -> None:
+    host.answers["/song"] = in_turn(
+        answer(500), answer(200, b"RIFF", Content_Length="900"), answer(302, Location="/gone?signature=secret")
+    )
+    host.answers["/gone"] = answer(404)
+    song = host.song(song_url=f"{host.url}/song?signature=secret")
+    with pytest.raises(WhisulMediaExpiredError) as raised:
+        land(song)
+    told: list[str] = list(task_log())
+    error: BaseException | None = raised.value
+    while error is not None:
+        told.append(str(error))
+        error = error.__cause__ or error.__context__
+    assert any("Going on in" in line for line in told)
+    assert not [line for line in told if "secret" in line]
+
+
+def test_a_host_that_refuses_connections_is_told_without_the_query(host: Host, land: Land) -> None:
+    song = host.song(song_url="http://127.0.0.1:1/song?signature=secret")
+    with pytest.raises(WhisulMediaError, match=r"no answer from http://127.0.0.1:1/song: Connection refused") as raised:
+        land(song)
+    error: BaseException | None = raised.value
+    while error is not None:
+        assert "secret" not in str(error)
+        error = error.__cause__ or error.__context__
+
+
+def test_a_file_that_changes_meanwhile_is_begun_again(host: Host, land: Land, store: Path) -> None:
+    other = WAV + b"new"
+    host.answers["/song"] = in_turn(
+        answer(200, WAV[:9000], Content_Length=str(len(WAV)), Accept_Ranges="bytes", ETag='"1"'),
+        answer(200, other, Accept_Ranges="bytes", ETag='"2"'),
+    )
+    (landed,) = land(host.song())["songs"]
+    assert (store / landed["audio"]["name"]).read_bytes() == other
+    assert host.requests[1][1]["Range"] == "bytes=9000-"
+    assert host.requests[1][1]["If-Range"] == '"1"'
+
+
+@pytest.mark.parametrize(
+    "headers", [{"ETag": 'W/"1"', "Accept_Ranges": "bytes"}, {"ETag": '"1"'}, {"ETag": '"1"', "Accept_Ranges": "none"}]
+)
+def test_nothing_is_resumed_where_the_parts_may_not_fit(host: Host, land: Land, headers: dict[str, str]) -> None:
+    host.answers["/song"] = in_turn(
+        answer(200, WAV[:9000], Content_Length=str(len(WAV)), **headers), answer(200, WAV, **headers)
+    )
+    land(host.song())
+    assert "Range" not in host.requests[1][1]
+
+
+@pytest.mark.parametrize(
+    "content_range", ["bytes 0-20011/20012", "bytes 9000-20011/30000", "bytes 9000-9999/20012", ""]
+)
+def test_another_part_than_was_asked_for_is_not_taken(host: Host, land: Land, store: Path, content_range: str) -> None:
+    host.answers["/song"] = in_turn(
+        answer(200, WAV[:9000], Content_Length=str(len(WAV)), Accept_Ranges="bytes", ETag='"1"'),
+        answer(206, WAV[9000:], Content_Range=content_range),
+        answer(200, WAV),
+    )
+    (landed,) = land(host.song())["songs"]
+    assert (store / landed["audio"]["name"]).read_bytes() == WAV
+    assert len(host.requests) == 3
+
+
+def test_a_body_of_unknown_length_is_refused(host: Host, land: Land) -> None:
+    host.answers["/song"] = answer(200, WAV, Content_Length="")
+    with pytest.raises(WhisulMediaError, match="did not say how long the file is"):
+        land(host.song())
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_chunked_body_is_whole_when_its_end_has_come(host: Host, land: Land, whole: bool) -> None:
+    chunk = f"{len(WAV):x}\r\n".encode() + WAV + b"\r\n" + (b"0\r\n\r\n" if whole else b"")
+    host.answers["/song"] = answer(200, chunk, Content_Length="", Transfer_Encoding="chunked")
+    if whole:
+        assert land(host.song())["songs"][0]["audio"]["size"] == len(WAV)
+    else:
+        with pytest.raises(WhisulMediaError, match="it broke off"):
+            land(host.song())
+
+
+def test_a_host_that_drips_is_given_up(host: Host, land: Land, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media, "STALL_SECONDS", 0.1)
+    monkeypatch.setattr(media, "MAX_ATTEMPTS", 2)
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        answer(200, WAV[:100], Content_Length=str(len(WAV)))(handler)
+        for _ in range(100):
+            handler.wfile.write(b"x")
+            time.sleep(0.02)
+
+    host.answers["/song"] = drip
+    began = time.monotonic()
+    with pytest.raises(WhisulMediaError, match=r"it broke off: only \d+ bytes came in 0 s"):
+        land(host.song())
+    assert time.monotonic() - began < 1.5
+
+
+def test_a_host_that_says_nothing_is_given_up(host: Host, land: Land, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media, "READ_TIMEOUT", 0.1)
+    monkeypatch.setattr(media, "MAX_ATTEMPTS", 2)
+    host.answers["/song"] = lambda handler: time.sleep(0.3)
+    with pytest.raises(WhisulMediaError, match=r"no answer from .*: timed out|no answer from .*: Timeout"):
+        land(host.song())
+
+
+def test_no_cookie_is_kept(host: Host, land: Land) -> None:
+    host.answers["/song"] = answer(200, WAV, Set_Cookie="who=you; Path=/")
+    host.answers["/cover"] = answer(200, PNG)
+    land(host.song(image_url=f"{host.url}/cover"))
+    assert [path for path, _ in host.requests] == ["/song", "/cover"]
+    assert not [headers for _, headers in host.requests if "Cookie" in headers]
+
+
+def test_a_certificate_that_cannot_be_verified(self_signed: str, host: Host, land: Land) -> None:
+    with pytest.raises(Exception, match=r"could not be verified \(self.signed certificate\)") as raised:
+        land(host.song(song_url=f"{self_signed}/song?signature=secret"))
+    assert type(raised.value).__name__ == "WhisulTLSError"
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_so_many_downloads_at_once_and_no_more(host: Host, land: Land, limit: int) -> None:
+    def slowly(handler: BaseHTTPRequestHandler) -> None:
+        time.sleep(0.05)
+        answer(200, WAV)(handler)
+
+    host.answers["/song"] = slowly
+    land([host.song(f"job-{index}") for index in range(8)], max_concurrent_downloads=limit)
+    assert host.most_busy == limit
+
+
+def test_a_task_that_is_ended_ends_its_downloads(
+    host: Host, land: Land, monkeypatch: pytest.MonkeyPatch, store: Path
+) -> None:
+    def endlessly(handler: BaseHTTPRequestHandler) -> None:
+        answer(200, WAV, Content_Length=str(1 << 30))(handler)
+        ended.set()
+        for _ in range(400):
+            handler.wfile.write(bytes(1000))
+            time.sleep(0.02)
+
+    ended = threading.Event()
+    host.answers["/song"] = endlessly
+
+    def end(*args: object, **kwargs: object) -> None:
+        ended.wait(10)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("airflow_provider_whisul.operators.whisul_storage.wait", end)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        land(host.song())
+    assert time.monotonic() - began < 5
+    assert names(store) == set()
+
+
+# What ends a landing from outside.
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Land songs in another process."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(**arguments: Any) -> subprocess.Popen[str]:
+        file = tmp_path / f"arguments-{len(started)}.json"
+        file.write_text(json.dumps(arguments))
+        temporary = tmp_path / "tmp"
+        temporary.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "tests.integration.land_songs", str(file)]
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env={**os.environ, "TMPDIR": str(temporary)}, stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def outcome_of(process: subprocess.Popen[str]) -> Any:
+    out, _ = process.communicate(timeout=100)
+    return json.loads(out.splitlines()[-1])
+
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def test_killed_midway_nothing_half_looks_whole_and_nothing_is_fetched_twice(
+    sandbox: Sandbox, make_songs: Make, land: Land, store: Path, start: Start
+) -> None:
+    done, covered_slowly, slow, slow_cover = make_songs(
+        "a waltz", "a tango", "a fado [sandbox:media-slow=60]", "a ska [sandbox:media-slow=60]"
+    )
+    # Its audio is there when the process dies, its cover is not. Each fault hits covers too.
+    covered_slowly["image_url"] = slow_cover["image_url"]
+    slow["image_url"] = done["image_url"]
+    songs = [done, covered_slowly, slow]
+    process = start(songs=songs, destination=f"file://{store}")
+    deadline = time.monotonic() + 60
+    account = f"{song_name(done)}.json"
+    while len(fetched(sandbox)) < 5 or account not in names(store) or f"{account}.part" in names(store):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+
+    unfinished = {name for name in names(store) if name.endswith(".part")}
+    assert unfinished == {f"{song_name(covered_slowly)}.json.part"}
+    whole = {f"{song_name(done)}.{kind}" for kind in ("json", "wav", "png")} | {f"{song_name(covered_slowly)}.wav"}
+    assert names(store) - unfinished == whole
+
+    # What a process leaves that is killed while it writes.
+    (store / f"{song_name(slow)}.wav.part").write_bytes(b"RIFF half")
+    assert_whole(store, land(songs))
+    times = Counter(request.path.rpartition("/")[2] for request in fetched(sandbox))
+    assert times == {
+        f"{done['job_id']}.wav": 1,
+        f"{done['job_id']}.png": 2,
+        f"{covered_slowly['job_id']}.wav": 1,
+        f"{slow_cover['job_id']}.png": 2,
+        f"{slow['job_id']}.wav": 2,
+    }
+
+
+def test_a_full_disk_of_the_worker(make_songs: Make, land: Land, store: Path, start: Start) -> None:
+    songs = make_songs("a waltz [sandbox:media-size=3MB]")
+    outcome = outcome_of(start(songs=songs, destination=f"file://{store}", largest_file=1_000_000))
+    assert outcome["error"] == "WhisulStorageError"
+    assert "There is no room left. Make room" in outcome["message"]
+    assert "on this machine, before it goes to" in outcome["message"]
+    assert names(store) == set()
+    assert_whole(store, land(songs))
+
+
+def test_a_full_disk_of_the_store(make_songs: Make, land: Land, store: Path) -> None:
+    songs = make_songs("a waltz", "a tango")
+    (name,) = {f"{song_name(songs[1])}.wav"}
+    store.mkdir(parents=True)
+    # A file on a disk that is always full.
+    (store / f"{name}.part").symlink_to("/dev/full")
+    with pytest.raises(WhisulStorageError) as raised:
+        land(songs, max_concurrent_downloads=1)
+    assert f"Could not write file://{store}/{name}" in str(raised.value)
+    assert "There is no room left. Make room" in str(raised.value)
+    assert {entry for entry in names(store) if entry.startswith(song_name(songs[1]))} == {
+        f"{song_name(songs[1])}.json.part"
+    }
+    assert_whole(store, land(songs))
+
+
+def test_memory_is_bounded_whatever_the_size(
+    make_songs: Make, store: Path, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    songs = make_songs("a waltz", f"a symphony [sandbox:media-size={LARGE}]")
+    began = time.monotonic()
+    outcome = outcome_of(start(songs=songs, destination=f"file://{store}", first=f"file://{store}-first"))
+    with capsys.disabled():
+        print(f"\nLanding {LARGE}: {outcome['grown'] / 1000:.1f} MB more memory, {time.monotonic() - began:.1f} s")
+    assert_whole(store, outcome["manifest"])
+    assert outcome["manifest"]["songs"][0]["audio"]["size"] == int(LARGE[:-2]) * 1_000_000
+    assert outcome["grown"] < MOST_GROWTH_KB
+    (store / outcome["manifest"]["songs"][0]["audio"]["name"]).unlink()
