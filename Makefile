@@ -17,7 +17,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo airflow test test-all test-others test-cluster lint docs pacing bench bench-airflow clean $(addprefix test-,$(OTHERS))
+.PHONY: help demo airflow test test-all test-others test-cluster test-s3 lint docs pacing bench bench-airflow clean $(addprefix test-,$(OTHERS))
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -40,6 +40,9 @@ $(addprefix test-,$(OTHERS)): test-%: .venvs/%/installed
 
 test-cluster: .venvs/cluster/installed ## Kill a worker and a triggerer of two each, with PostgreSQL, Celery and Redis
 	.venvs/cluster/bin/python -m pytest tests/cluster/night.py
+
+test-s3: .venvs/s3/installed ## Land songs in S3, with boto, against moto's server
+	.venvs/s3/bin/python -m pytest tests/s3/landing.py
 
 lint: .venv/installed ## Check style and types
 	$(BIN)/ruff check .
@@ -74,6 +77,12 @@ clean: ## Remove what was installed and cached
 	@dev/make_venv.sh $(NEWEST) .venvs/cluster
 	@.venvs/cluster/bin/python -m pip --disable-pip-version-check -qq install \
 		-c constraints/airflow-$(NEWEST).txt -r constraints/cluster-$(NEWEST).txt
+	@touch $@
+
+# No constraints of Airflow's here: Amazon's provider asks for another version of one of them.
+.venvs/s3/installed: constraints/airflow-$(NEWEST).txt constraints/s3-$(NEWEST).txt $(INSTALL_INPUTS)
+	@dev/make_venv.sh $(NEWEST) .venvs/s3
+	@.venvs/s3/bin/python -m pip --disable-pip-version-check -qq install -r constraints/s3-$(NEWEST).txt
 	@touch $@
 
 .venv/benchmarks: .venv/installed benchmarks/requirements.txt

@@ -3,9 +3,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,6 +59,48 @@ def start_sandbox(monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> Iterator
 def sandbox(start_sandbox: Callable[..., Sandbox]) -> Sandbox:
     """A sandbox whose jobs take a minute."""
     return start_sandbox()
+
+
+@pytest.fixture
+def make_songs(sandbox: Sandbox, clock: FakeClock) -> Callable[..., list[dict[str, Any]]]:
+    """Have the sandbox make songs, and return them as the operators do."""
+
+    def make_songs(*prompts: str) -> list[dict[str, Any]]:
+        from airflow_provider_whisul.hooks.whisul import WhisulHook
+
+        hook = WhisulHook(clock=clock.clock)
+        job_ids = [hook.generate(prompt) for prompt in prompts]
+        clock.now += 100
+        return [dict(hook.get_job(job_id).song()) for job_id in job_ids]
+
+    return make_songs
+
+
+@pytest.fixture
+def start_landing(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Land songs in another process."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(**arguments: Any) -> subprocess.Popen[str]:
+        file = tmp_path / f"arguments-{len(started)}.json"
+        file.write_text(json.dumps(arguments))
+        temporary = tmp_path / "tmp"
+        temporary.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "tests.land_songs", str(file)]
+        process = subprocess.Popen(
+            command,
+            cwd=Path(__file__).resolve().parents[1],
+            env={**os.environ, "TMPDIR": str(temporary)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 class _Keep(logging.Handler):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import selectors
+import subprocess
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from airflow_provider_whisul.clock import Clock
+from airflow_provider_whisul.sandbox import LoggedRequest, Sandbox
 
 T = TypeVar("T")
 
@@ -155,3 +157,14 @@ class TaskStore(dict[str, Any]):
 
     def delete(self, key: str) -> None:
         self.pop(key, None)
+
+
+def fetched(sandbox: Sandbox) -> list[LoggedRequest]:
+    """Return the requests for songs and covers."""
+    return [request for request in sandbox.requests if request.path.startswith("/media")]
+
+
+def outcome_of(process: subprocess.Popen[str]) -> Any:
+    """Return what ``tests.land_songs`` has come to, once it has."""
+    out, _ = process.communicate(timeout=100)
+    return json.loads(out.splitlines()[-1])

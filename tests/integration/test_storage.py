@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -30,13 +28,11 @@ from airflow_provider_whisul.exceptions import (
     WhisulMediaUnsafeError,
     WhisulStorageError,
 )
-from airflow_provider_whisul.hooks.whisul import WhisulHook
 from airflow_provider_whisul.landing import song_name
 from airflow_provider_whisul.operators.whisul_storage import WhisulToObjectStorageOperator
-from airflow_provider_whisul.sandbox import LoggedRequest, Sandbox
-from tests.support import FakeClock, TaskContext
+from airflow_provider_whisul.sandbox import Sandbox
+from tests.support import FakeClock, TaskContext, fetched, outcome_of
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 LARGE = "500MB" if Version(airflow_version) >= Version("3.3") else "150MB"
 MOST_GROWTH_KB = 40_000
 WAV = b"RIFF\x00\x00\x00\x00WAVE" + bytes(20_000)
@@ -48,19 +44,6 @@ Song = dict[str, Any]
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     return tmp_path / "kept" / "songs"
-
-
-@pytest.fixture
-def make_songs(sandbox: Sandbox, clock: FakeClock) -> Callable[..., list[Song]]:
-    """Have the sandbox make songs, and return them as the operators do."""
-
-    def make_songs(*prompts: str) -> list[Song]:
-        hook = WhisulHook(clock=clock.clock)
-        job_ids = [hook.generate(prompt) for prompt in prompts]
-        clock.now += 100
-        return [dict(hook.get_job(job_id).song()) for job_id in job_ids]
-
-    return make_songs
 
 
 @pytest.fixture
@@ -79,10 +62,6 @@ def land(store: Path, clock: FakeClock) -> Callable[..., Any]:
 
 Make = Callable[..., list[Song]]
 Land = Callable[..., Any]
-
-
-def fetched(sandbox: Sandbox) -> list[LoggedRequest]:
-    return [request for request in sandbox.requests if request.path.startswith("/media")]
 
 
 def names(store: Path) -> set[str]:
@@ -703,39 +682,11 @@ def test_a_task_that_is_ended_ends_its_downloads(
 # What ends a landing from outside.
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Land songs in another process."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(**arguments: Any) -> subprocess.Popen[str]:
-        file = tmp_path / f"arguments-{len(started)}.json"
-        file.write_text(json.dumps(arguments))
-        temporary = tmp_path / "tmp"
-        temporary.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "tests.integration.land_songs", str(file)]
-        process = subprocess.Popen(
-            command, cwd=REPOSITORY, env={**os.environ, "TMPDIR": str(temporary)}, stdout=subprocess.PIPE, text=True
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def outcome_of(process: subprocess.Popen[str]) -> Any:
-    out, _ = process.communicate(timeout=100)
-    return json.loads(out.splitlines()[-1])
-
-
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
 def test_killed_midway_nothing_half_looks_whole_and_nothing_is_fetched_twice(
-    sandbox: Sandbox, make_songs: Make, land: Land, store: Path, start: Start
+    sandbox: Sandbox, make_songs: Make, land: Land, store: Path, start_landing: Start
 ) -> None:
     done, covered_slowly, slow, slow_cover = make_songs(
         "a waltz", "a tango", "a fado [sandbox:media-slow=60]", "a ska [sandbox:media-slow=60]"
@@ -744,7 +695,7 @@ def test_killed_midway_nothing_half_looks_whole_and_nothing_is_fetched_twice(
     covered_slowly["image_url"] = slow_cover["image_url"]
     slow["image_url"] = done["image_url"]
     songs = [done, covered_slowly, slow]
-    process = start(songs=songs, destination=f"file://{store}")
+    process = start_landing(songs=songs, destination=f"file://{store}")
     deadline = time.monotonic() + 60
     account = f"{song_name(done)}.json"
     while len(fetched(sandbox)) < 5 or account not in names(store) or f"{account}.part" in names(store):
@@ -772,9 +723,9 @@ def test_killed_midway_nothing_half_looks_whole_and_nothing_is_fetched_twice(
     }
 
 
-def test_a_full_disk_of_the_worker(make_songs: Make, land: Land, store: Path, start: Start) -> None:
+def test_a_full_disk_of_the_worker(make_songs: Make, land: Land, store: Path, start_landing: Start) -> None:
     songs = make_songs("a waltz [sandbox:media-size=3MB]")
-    outcome = outcome_of(start(songs=songs, destination=f"file://{store}", largest_file=1_000_000))
+    outcome = outcome_of(start_landing(songs=songs, destination=f"file://{store}", largest_file=1_000_000))
     assert outcome["error"] == "WhisulStorageError"
     assert "There is no room left. Make room" in outcome["message"]
     assert "on this machine, before it goes to" in outcome["message"]
@@ -799,11 +750,11 @@ def test_a_full_disk_of_the_store(make_songs: Make, land: Land, store: Path) -> 
 
 
 def test_memory_is_bounded_whatever_the_size(
-    make_songs: Make, store: Path, start: Start, capsys: pytest.CaptureFixture[str]
+    make_songs: Make, store: Path, start_landing: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     songs = make_songs("a waltz", f"a symphony [sandbox:media-size={LARGE}]")
     began = time.monotonic()
-    outcome = outcome_of(start(songs=songs, destination=f"file://{store}", first=f"file://{store}-first"))
+    outcome = outcome_of(start_landing(songs=songs, destination=f"file://{store}", first=f"file://{store}-first"))
     with capsys.disabled():
         print(f"\nLanding {LARGE}: {outcome['grown'] / 1000:.1f} MB more memory, {time.monotonic() - began:.1f} s")
     assert_whole(store, outcome["manifest"])

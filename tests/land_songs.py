@@ -1,7 +1,7 @@
 """
 Lands songs in a process of its own, which a test may kill, limit or measure.
 
-Usage: python -m tests.integration.land_songs FILE, where FILE holds the operator's arguments as JSON. Prints the
+Usage: python -m tests.land_songs FILE, where FILE holds the operator's arguments as JSON. Prints the
 manifest, or the error's class and message, and by how many kB the process has grown at the most, as a line of JSON.
 ``first`` is another destination, to land the first song in before it is measured: a process grows by what it loads.
 """
