@@ -11,13 +11,16 @@ unexport PYTHONDONTWRITEBYTECODE
 # Python's own: with the two set, one environment would load another one's packages.
 unexport PYTHONPATH PYTHONHOME
 
+# The UI has a place for the Tracks tab since 3.1.
+WITH_TABS := $(filter-out 2.% 3.0.%,$(OTHERS))
+
 BIN := .venv/bin
 INSTALL_INPUTS := pyproject.toml dev/make_venv.sh
 export PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo airflow test test-all test-others test-cluster test-s3 lint docs pacing bench bench-airflow clean $(addprefix test-,$(OTHERS))
+.PHONY: help demo airflow test test-all test-others test-cluster test-s3 test-browser test-browser-all lint docs pacing bench bench-airflow clean $(addprefix test-,$(OTHERS)) $(addprefix test-browser-,$(WITH_TABS))
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -43,6 +46,16 @@ test-cluster: .venvs/cluster/installed ## Kill a worker and a triggerer of two e
 
 test-s3: .venvs/s3/installed ## Land songs in S3, with boto, against moto's server
 	.venvs/s3/bin/python -m pytest tests/s3/landing.py
+
+test-browser: .venv/browser ## Look at the Tracks tab in a browser, on the newest Airflow
+	@dev/get_chromium.sh
+	$(BIN)/python -m pytest tests/browser/tracks.py
+
+test-browser-all: test-browser $(addprefix test-browser-,$(WITH_TABS)) ## Look at it on every Airflow that has it
+
+$(addprefix test-browser-,$(WITH_TABS)): test-browser-%: .venvs/%/browser
+	@dev/get_chromium.sh
+	.venvs/$*/bin/python -m pytest tests/browser/tracks.py
 
 lint: .venv/installed ## Check style and types
 	$(BIN)/ruff check .
@@ -87,4 +100,12 @@ clean: ## Remove what was installed and cached
 
 .venv/benchmarks: .venv/installed benchmarks/requirements.txt
 	$(BIN)/python -m pip --disable-pip-version-check -qq install -c constraints/airflow-$(NEWEST).txt -r benchmarks/requirements.txt
+	@touch $@
+
+.venv/browser: .venv/installed constraints/browser.txt
+	$(BIN)/python -m pip --disable-pip-version-check -qq install -c constraints/airflow-$(NEWEST).txt -r constraints/browser.txt
+	@touch $@
+
+.venvs/%/browser: .venvs/%/installed constraints/browser.txt
+	.venvs/$*/bin/python -m pip --disable-pip-version-check -qq install -c constraints/airflow-$*.txt -r constraints/browser.txt
 	@touch $@

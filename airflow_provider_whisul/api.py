@@ -385,6 +385,11 @@ def quote(text: str) -> str:
     return line if len(line) <= MAX_QUOTED else line[:MAX_QUOTED] + "…"
 
 
+def storable(text: str) -> str:
+    """Return a text without what no database can hold."""
+    return _UNSTORABLE.sub("�", text)
+
+
 def _object(answer: Answer, job_id: str | None = None) -> dict[str, object]:
     """Return the JSON object that a successful answer must hold."""
     about = f"about job {job_id}" if job_id else "to the submission"
@@ -437,7 +442,7 @@ def _track(result: Mapping[str, object]) -> WhisulTrack:
 
 
 def _text(value: object) -> str | None:
-    return _UNSTORABLE.sub("�", value) if isinstance(value, str) else None
+    return storable(value) if isinstance(value, str) else None
 
 
 def _number(value: object) -> float | None:

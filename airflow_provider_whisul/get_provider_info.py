@@ -68,6 +68,7 @@ def get_provider_info() -> dict[str, Any]:
                 ],
             }
         ],
+        "extra-links": ["airflow_provider_whisul.links.whisul.WhisulSongLink"],
         "connection-types": [
             {
                 "connection-type": "whisul",

@@ -33,6 +33,12 @@ else:
 #: Whether Airflow has retry policies.
 HAS_RETRY_POLICY = RetryPolicy is not object
 
+#: Whether a plugin can add a page to the UI.
+HAS_EXTERNAL_VIEWS = Version(__version__) >= Version("3.1")
+
+#: Whether the UI computes an extra link by itself when it is looked at, and not the worker when the task has run.
+UI_COMPUTES_LINKS = Version(__version__) < Version("3.0")
+
 #: What Airflow raises in place of the event where it ended a deferral by itself.
 DEFERRAL_ERRORS = (TaskDeferralError, TaskDeferralTimeout)
 
@@ -87,7 +93,9 @@ def filesystem(protocol: str, conn_id: str | None) -> AbstractFileSystem:
 
 __all__ = [
     "DEFERRAL_ERRORS",
+    "HAS_EXTERNAL_VIEWS",
     "HAS_RETRY_POLICY",
+    "UI_COMPUTES_LINKS",
     "RetryDecision",
     "RetryPolicy",
     "filesystem",

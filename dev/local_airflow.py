@@ -148,15 +148,24 @@ class LocalAirflow:
     :param dags_folder: The DAG files.
     :param env: Environment variables for all its processes beside ours, such as ``AIRFLOW_CONN_WHISUL_DEFAULT``.
     :param port: The API server's port; None for a free one. Airflow 2's tasks need no web server, so it gets none here.
+    :param login: Name and password to ask the API with, where ``env`` has set up users; None where everybody may all.
     """
 
-    def __init__(self, dags_folder: Path, *, env: Mapping[str, str] | None = None, port: int | None = None) -> None:
+    def __init__(
+        self,
+        dags_folder: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        port: int | None = None,
+        login: tuple[str, str] | None = None,
+    ) -> None:
         self.airflow_version = version("apache-airflow")
         self.home = Path()
         self._is_2 = self.airflow_version.startswith("2.")
         self._dags_folder = dags_folder
         self._extra_env = dict(env or {})
         self._port = port
+        self._login = login
         self._env: dict[str, str] = {}
         self._processes: dict[str, AirflowProcess] = {}
         self._api = requests.Session()
@@ -181,6 +190,19 @@ class LocalAirflow:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def token(self, login: tuple[str, str] | None = None) -> str:
+        """A token of the API, and of the UI as the cookie ``_token``. Airflow 3 only.
+
+        :param login: Name and password; None where everybody may all.
+        """
+        url = f"{self.ui_url}/auth/token"
+        if login is None:
+            answer = self._api.get(url, timeout=30)
+        else:
+            answer = self._api.post(url, json={"username": login[0], "password": login[1]}, timeout=30)
+        answer.raise_for_status()
+        return str(answer.json()["access_token"])
 
     def stop(self) -> None:
         """End every process and remove the home directory."""
@@ -289,6 +311,12 @@ class LocalAirflow:
             raise KeyError(key)
         response.raise_for_status()
         return response.json()["value"]
+
+    def extra_links(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, str | None]:
+        """A task's buttons in the UI: the address of each by its name, None where it leads nowhere. Airflow 3 only."""
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/links"
+        links: dict[str, str | None] = self._request("GET", path, params={"map_index": map_index})["extra_links"]
+        return links
 
     def task_log(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1, try_number: int = 1) -> str:
         """The log of one try as readable text, or an empty text if it wrote none."""
@@ -461,9 +489,7 @@ class LocalAirflow:
 
     def _raw_request(self, method: str, path: str, **options: Any) -> requests.Response:
         if "Authorization" not in self._api.headers:
-            answer = self._api.get(f"{self.ui_url}/auth/token", timeout=30)
-            answer.raise_for_status()
-            self._api.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+            self._api.headers["Authorization"] = f"Bearer {self.token(self._login)}"
         return self._api.request(method, f"{self.ui_url}/api/v2{path}", timeout=30, **options)
 
     def _request(self, method: str, path: str, **options: Any) -> Any:

@@ -19,6 +19,7 @@ from airflow_provider_whisul.exceptions import (
     WhisulJobFailedError,
     WhisulJobNotFoundError,
 )
+from airflow_provider_whisul.links.whisul import WhisulSongLink
 from airflow_provider_whisul.mapped import RefusesFastPolling
 from airflow_provider_whisul.pace import (
     DEFAULT_POLL_INTERVAL,
@@ -30,6 +31,7 @@ from airflow_provider_whisul.pace import (
     quiet_until,
 )
 from airflow_provider_whisul.retry_policy import WHISUL_RETRY_POLICY
+from airflow_provider_whisul.tracks import show_failure, shows_song
 from airflow_provider_whisul.triggers.whisul import (
     NOT_CANCELLED,
     WhisulJobTrigger,
@@ -78,6 +80,7 @@ class WhisulGenerateOperator(RefusesFastPolling, BaseOperator):
     """
 
     template_fields: Sequence[str] = ("prompt", "whisul_conn_id")
+    operator_extra_links = (WhisulSongLink(),)
     ui_color = "#e9dcf7"
 
     #: Time and chance; replaced by tests.
@@ -124,6 +127,7 @@ class WhisulGenerateOperator(RefusesFastPolling, BaseOperator):
 
         return WhisulHook(self.whisul_conn_id, clock=self.clock)
 
+    @shows_song
     def execute(self, context: Context) -> str | Song:
         """Submit the prompt, or go on with the job that an earlier try submitted."""
         # Refused before anything else: a prompt that is no text makes no job and leaves no note.
@@ -153,6 +157,7 @@ class WhisulGenerateOperator(RefusesFastPolling, BaseOperator):
             timeout=timedelta(seconds=self.timeout + FRAMEWORK_TIMEOUT_MARGIN),
         )
 
+    @shows_song
     def execute_complete(
         self, context: Context, event: object, job_id: str = "(unknown)", try_number: int | None = None
     ) -> Song:
@@ -181,7 +186,9 @@ class WhisulGenerateOperator(RefusesFastPolling, BaseOperator):
         except DEFERRAL_ERRORS as error:
             ti = context["ti"]
             job_id = ti.xcom_pull(task_ids=ti.task_id, key=XCOM_JOB_ID, map_indexes=ti.map_index)
-            raise deferral_error(error, str(job_id)) from error
+            ended = deferral_error(error, str(job_id))
+            show_failure(self, context, ended)
+            raise ended from error
 
     def on_kill(self) -> None:
         """Say what becomes of the job where the task is ended from outside."""

@@ -28,6 +28,7 @@ from airflow_provider_whisul.pace import (
     check_poll_interval,
     check_timeout,
 )
+from airflow_provider_whisul.tracks import BatchShow
 from airflow_provider_whisul.triggers.whisul_batch import (
     PROGRESS_SECONDS,
     WhisulBatchTrigger,
@@ -128,7 +129,7 @@ class WhisulGenerateBatchOperator(RefusesFastPolling, BaseOperator):
                 "try submits, and pays for, all %d songs.",
                 len(batch.songs),
             )
-        return self._go_on(context, batch)
+        return self._go_on(context, batch, BatchShow(context, batch, self.attempts))
 
     def execute_part(
         self,
@@ -147,11 +148,13 @@ class WhisulGenerateBatchOperator(RefusesFastPolling, BaseOperator):
         :param try_number: The try that deferred.
         """
         batch = self._load(context)
+        tab = BatchShow(context, batch, self.attempts, resumed=True)
         part, error = part_from_event(event)
         batch.take(part)
+        tab.show(ended=error is not None)
         if error is not None:
             raise error
-        return self._go_on(context, batch, deadline, said_at)
+        return self._go_on(context, batch, tab, deadline, said_at)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral."""
@@ -192,6 +195,7 @@ class WhisulGenerateBatchOperator(RefusesFastPolling, BaseOperator):
         self,
         context: Context,
         batch: Batch,
+        tab: BatchShow,
         deadline: float | None = None,
         said_at: float | None = None,
     ) -> list[BatchResult]:
@@ -199,9 +203,10 @@ class WhisulGenerateBatchOperator(RefusesFastPolling, BaseOperator):
         resumed = deadline is not None
         if self._submit_all(batch) or deadline is None:
             deadline, resumed = self.clock.time() + self.timeout, False
+        tab.show()
         running = batch.with_status("running")
         if not running:
-            return self._finish(context, batch)
+            return self._finish(context, batch, tab)
         now = self.clock.time()
         delivered, failed = len(batch.with_status("completed")), len(batch.with_status("failed", "submitting"))
         # Said here too: Airflow keeps of a try's triggers the last one's log only.
@@ -256,11 +261,12 @@ class WhisulGenerateBatchOperator(RefusesFastPolling, BaseOperator):
             self.log.info("Submitted %d songs", len(waiting))
         return len(waiting)
 
-    def _finish(self, context: Context, batch: Batch) -> list[BatchResult]:
+    def _finish(self, context: Context, batch: Batch, tab: BatchShow) -> list[BatchResult]:
         for index in batch.with_status("completed"):
             song = batch.songs[index]
             if song.song is None and song.job_id is not None:
                 self._fetch(song, song.job_id)
+        tab.show(ended=True)
         results = list(batch.results())
         failed = [result for result in results if result["status"] == "failed"]
         self.log.info("%d of %d songs delivered, %d failed", len(results) - len(failed), len(results), len(failed))

@@ -25,6 +25,7 @@ from airflow_provider_whisul.exceptions import (
     WhisulJobFailedFinalError,
     WhisulJobTimeoutError,
 )
+from airflow_provider_whisul.links.whisul import WhisulSongLink
 from airflow_provider_whisul.mapped import RefusesFastPolling
 from airflow_provider_whisul.pace import (
     DEFAULT_POLL_INTERVAL,
@@ -35,6 +36,7 @@ from airflow_provider_whisul.pace import (
     check_timeout,
     quiet_until,
 )
+from airflow_provider_whisul.tracks import PROMPT_VARIABLE, show_failure, shows_song
 from airflow_provider_whisul.triggers.whisul import WhisulJobTrigger, deferral_error, song_from_event
 from airflow_provider_whisul.version_compat import DEFERRAL_ERRORS, is_of_earlier_try
 
@@ -70,6 +72,7 @@ class WhisulJobSensor(RefusesFastPolling, BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = ("job_id", "whisul_conn_id")
+    operator_extra_links = (WhisulSongLink(),)
     ui_color = "#d7e8f7"
 
     #: Time and chance; replaced by tests.
@@ -92,6 +95,16 @@ class WhisulJobSensor(RefusesFastPolling, BaseSensorOperator):
         self.whisul_conn_id = whisul_conn_id
         self.deferrable = deferrable
 
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """Take the arguments that all mapped tasks share."""
+        # By the prompt, as the operator's, but the song must be there to know it.
+        kwargs.setdefault(
+            "map_index_template",
+            "{{ %s | default(task.job_id, true) | string | truncate(60) }}" % PROMPT_VARIABLE,  # noqa: UP031
+        )
+        return super().partial(**kwargs)
+
     @cached_property
     def hook(self) -> WhisulHook:
         """The client. Loaded when the task runs, so that reading a DAG file loads none."""
@@ -99,6 +112,7 @@ class WhisulJobSensor(RefusesFastPolling, BaseSensorOperator):
 
         return WhisulHook(self.whisul_conn_id, clock=self.clock)
 
+    @shows_song
     def execute(self, context: Context) -> Any:
         if self.deferrable:
             with self._skipping_softly():
@@ -116,6 +130,7 @@ class WhisulJobSensor(RefusesFastPolling, BaseSensorOperator):
         song = _song_if_over(self.hook.get_job(self.job_id))
         return PokeReturnValue(is_done=song is not None, xcom_value=song)
 
+    @shows_song
     def execute_complete(self, context: Context, event: object, try_number: int | None = None) -> Song:
         """
         Go on after the trigger has waited.
@@ -143,6 +158,7 @@ class WhisulJobSensor(RefusesFastPolling, BaseSensorOperator):
                 return super(BaseSensorOperator, self).resume_execution(next_method, next_kwargs, context)
             except DEFERRAL_ERRORS as ended:
                 error = deferral_error(ended, self.job_id)
+                show_failure(self, context, error)
                 if isinstance(error, WhisulJobTimeoutError):
                     raise AirflowSensorTimeout(str(error)) from ended
                 raise error from ended

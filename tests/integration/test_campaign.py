@@ -44,7 +44,7 @@ from airflow_provider_whisul.exceptions import (
     WhisulUnauthorizedError,
 )
 from airflow_provider_whisul.hooks.whisul import _GATES, WhisulHook
-from airflow_provider_whisul.operators.whisul import WhisulGenerateOperator
+from airflow_provider_whisul.operators.whisul import XCOM_JOB_ID, WhisulGenerateOperator
 from airflow_provider_whisul.retry_policy import WHISUL_RETRY_POLICY
 from airflow_provider_whisul.sandbox import LoggedRequest, Sandbox, SandboxJob, SandboxOptions
 from airflow_provider_whisul.sandbox.options import GET_FAULTS, POST_FAULTS
@@ -192,7 +192,7 @@ class RunningTry(TaskContext):
         self.try_number, self.max_tries = this.number, this.max_tries
 
     def xcom_push(self, key: str, value: Any) -> None:
-        if self.this.seam is Seam.AFTER_NOTE:
+        if self.this.seam is Seam.AFTER_NOTE and key == XCOM_JOB_ID:
             raise Died(self.this.seam)
         super().xcom_push(key, value)
 
