@@ -12,7 +12,7 @@ import hashlib
 import logging
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from airflow_provider_whisul.clock import utc
 
@@ -26,6 +26,22 @@ log = logging.getLogger(__name__)
 #: The keys in the task state store.
 NOTE_KEY = "whisul_song"
 DEADLINE_KEY = "whisul_deadline"
+
+
+#: What a later try does about a submission whose answer was lost: submit again, or fail until a user clears the task.
+OnAmbiguousSubmit = Literal["retry", "fail"]
+
+
+def check_on_ambiguous_submit(value: OnAmbiguousSubmit) -> OnAmbiguousSubmit:
+    """
+    Return what an operator's user has set.
+
+    :param value: The value.
+    :raises ValueError: It is another word.
+    """
+    if value not in ("retry", "fail"):
+        raise ValueError(f'on_ambiguous_submit is {value!r}; it must be "retry" or "fail".')
+    return value
 
 
 class TaskStateStore(Protocol):

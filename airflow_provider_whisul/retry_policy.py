@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_whisul.clock import SYSTEM_CLOCK
 from airflow_provider_whisul.exceptions import TaskRetry, WhisulError
@@ -48,3 +48,9 @@ class WhisulRetryPolicy(RetryPolicy):
 
 #: The operator's retry policy unless its user sets one; None where Airflow has no retry policies.
 WHISUL_RETRY_POLICY = WhisulRetryPolicy() if HAS_RETRY_POLICY else None
+
+
+def set_default_retry_policy(kwargs: dict[str, Any]) -> None:
+    """Have an operator's arguments name our retry policy where they name none."""
+    if WHISUL_RETRY_POLICY is not None and kwargs.get("retry_policy") is None:
+        kwargs["retry_policy"] = WHISUL_RETRY_POLICY

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_whisul.api import Song, WhisulJob, generate_request
-from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock, utc
-from airflow_provider_whisul.durable import SongMemory, Submission
+from airflow_provider_whisul.clock import utc
+from airflow_provider_whisul.common import WhisulTask
+from airflow_provider_whisul.durable import OnAmbiguousSubmit, SongMemory, Submission, check_on_ambiguous_submit
 from airflow_provider_whisul.exceptions import (
     WhisulAmbiguousSubmitError,
     WhisulAmbiguousSubmitFinalError,
@@ -20,7 +20,6 @@ from airflow_provider_whisul.exceptions import (
     WhisulJobNotFoundError,
 )
 from airflow_provider_whisul.links.whisul import WhisulSongLink
-from airflow_provider_whisul.mapped import RefusesFastPolling
 from airflow_provider_whisul.pace import (
     DEFAULT_POLL_INTERVAL,
     DEFAULT_TIMEOUT,
@@ -30,7 +29,7 @@ from airflow_provider_whisul.pace import (
     may_yet_appear,
     quiet_until,
 )
-from airflow_provider_whisul.retry_policy import WHISUL_RETRY_POLICY
+from airflow_provider_whisul.retry_policy import set_default_retry_policy
 from airflow_provider_whisul.tracks import show_failure, shows_song
 from airflow_provider_whisul.triggers.whisul import (
     NOT_CANCELLED,
@@ -43,7 +42,6 @@ from airflow_provider_whisul.version_compat import DEFERRAL_ERRORS, is_of_earlie
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_whisul.hooks.whisul import WhisulHook
 
 _UNTIL_CLEARED = 'Since on_ambiguous_submit is "fail", nothing is submitted until you clear this task.'
 
@@ -51,7 +49,7 @@ _UNTIL_CLEARED = 'Since on_ambiguous_submit is "fail", nothing is submitted unti
 XCOM_JOB_ID = "job_id"
 
 
-class WhisulGenerateOperator(RefusesFastPolling, BaseOperator):
+class WhisulGenerateOperator(WhisulTask, BaseOperator):
     """
     Submits a prompt to Whisul and, if asked to, waits for the song.
 
@@ -83,9 +81,6 @@ class WhisulGenerateOperator(RefusesFastPolling, BaseOperator):
     operator_extra_links = (WhisulSongLink(),)
     ui_color = "#e9dcf7"
 
-    #: Time and chance; replaced by tests.
-    clock: Clock = SYSTEM_CLOCK
-
     def __init__(
         self,
         *,
@@ -96,7 +91,7 @@ class WhisulGenerateOperator(RefusesFastPolling, BaseOperator):
         poll_interval: float | timedelta = DEFAULT_POLL_INTERVAL,
         timeout: float | timedelta = DEFAULT_TIMEOUT,
         durable: bool = True,
-        on_ambiguous_submit: Literal["retry", "fail"] = "retry",
+        on_ambiguous_submit: OnAmbiguousSubmit = "retry",
         **kwargs: Any,
     ) -> None:
         set_default_retry_policy(kwargs)
@@ -108,9 +103,7 @@ class WhisulGenerateOperator(RefusesFastPolling, BaseOperator):
         self.poll_interval = check_poll_interval(poll_interval, "poll_interval")
         self.timeout = check_timeout(timeout)
         self.durable = durable
-        if on_ambiguous_submit not in ("retry", "fail"):
-            raise ValueError(f'on_ambiguous_submit is {on_ambiguous_submit!r}; it must be "retry" or "fail".')
-        self.on_ambiguous_submit = on_ambiguous_submit
+        self.on_ambiguous_submit = check_on_ambiguous_submit(on_ambiguous_submit)
         self._job_id: str | None = None
 
     @classmethod
@@ -119,13 +112,6 @@ class WhisulGenerateOperator(RefusesFastPolling, BaseOperator):
         # So that the UI's rows are told apart by what they make.
         kwargs.setdefault("map_index_template", "{{ task.prompt | string | truncate(60) }}")
         return super().partial(**kwargs)
-
-    @cached_property
-    def hook(self) -> WhisulHook:
-        """The client. Loaded when the task runs, so that reading a DAG file loads none."""
-        from airflow_provider_whisul.hooks.whisul import WhisulHook
-
-        return WhisulHook(self.whisul_conn_id, clock=self.clock)
 
     @shows_song
     def execute(self, context: Context) -> str | Song:
@@ -266,9 +252,3 @@ class WhisulGenerateOperator(RefusesFastPolling, BaseOperator):
         memory.delivered()
         self.log.info("Whisul job %s is completed: %r", song["job_id"], song["title"])
         return song
-
-
-def set_default_retry_policy(kwargs: dict[str, Any]) -> None:
-    """Have an operator's arguments name our retry policy where they name none."""
-    if WHISUL_RETRY_POLICY is not None and kwargs.get("retry_policy") is None:
-        kwargs["retry_policy"] = WHISUL_RETRY_POLICY

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_whisul.api import generate_request, quote
 from airflow_provider_whisul.batch import MOST_WATCHED, Batch, BatchResult, BatchSong, Notebook, XComNotebook
-from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
-from airflow_provider_whisul.durable import task_round
+from airflow_provider_whisul.common import WhisulTask
+from airflow_provider_whisul.durable import OnAmbiguousSubmit, check_on_ambiguous_submit, task_round
 from airflow_provider_whisul.exceptions import (
     WhisulAmbiguousSubmitError,
     WhisulError,
     WhisulInvalidInputError,
     WhisulJobFailedError,
 )
-from airflow_provider_whisul.mapped import RefusesFastPolling
-from airflow_provider_whisul.operators.whisul import set_default_retry_policy
 from airflow_provider_whisul.pace import (
     DEFAULT_POLL_INTERVAL,
     DEFAULT_TIMEOUT,
@@ -28,6 +25,7 @@ from airflow_provider_whisul.pace import (
     check_poll_interval,
     check_timeout,
 )
+from airflow_provider_whisul.retry_policy import set_default_retry_policy
 from airflow_provider_whisul.tracks import BatchShow
 from airflow_provider_whisul.triggers.whisul_batch import (
     PROGRESS_SECONDS,
@@ -41,13 +39,12 @@ from airflow_provider_whisul.version_compat import DEFERRAL_ERRORS, is_of_earlie
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_whisul.hooks.whisul import WhisulHook
 
 #: How many failed songs an error names; the task's log names all of them.
 _MOST_NAMED = 20
 
 
-class WhisulGenerateBatchOperator(RefusesFastPolling, BaseOperator):
+class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
     """
     Makes many songs in one task: submits each prompt, and waits for all of them with one trigger.
 
@@ -77,9 +74,6 @@ class WhisulGenerateBatchOperator(RefusesFastPolling, BaseOperator):
     template_fields: Sequence[str] = ("prompts", "whisul_conn_id")
     ui_color = "#e9dcf7"
 
-    #: Time and chance; replaced by tests.
-    clock: Clock = SYSTEM_CLOCK
-
     def __init__(
         self,
         *,
@@ -90,7 +84,7 @@ class WhisulGenerateBatchOperator(RefusesFastPolling, BaseOperator):
         poll_interval: float | timedelta = DEFAULT_POLL_INTERVAL,
         timeout: float | timedelta = DEFAULT_TIMEOUT,
         durable: bool = True,
-        on_ambiguous_submit: Literal["retry", "fail"] = "retry",
+        on_ambiguous_submit: OnAmbiguousSubmit = "retry",
         **kwargs: Any,
     ) -> None:
         set_default_retry_policy(kwargs)
@@ -104,16 +98,7 @@ class WhisulGenerateBatchOperator(RefusesFastPolling, BaseOperator):
         self.poll_interval = check_poll_interval(poll_interval, "poll_interval")
         self.timeout = check_timeout(timeout)
         self.durable = durable
-        if on_ambiguous_submit not in ("retry", "fail"):
-            raise ValueError(f'on_ambiguous_submit is {on_ambiguous_submit!r}; it must be "retry" or "fail".')
-        self.on_ambiguous_submit = on_ambiguous_submit
-
-    @cached_property
-    def hook(self) -> WhisulHook:
-        """The client. Loaded when the task runs, so that reading a DAG file loads none."""
-        from airflow_provider_whisul.hooks.whisul import WhisulHook
-
-        return WhisulHook(self.whisul_conn_id, clock=self.clock)
+        self.on_ambiguous_submit = check_on_ambiguous_submit(on_ambiguous_submit)
 
     def execute(self, context: Context) -> list[BatchResult]:
         """Submit what is not submitted yet, and wait for all of it."""

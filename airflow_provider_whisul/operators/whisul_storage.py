@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator
 
 from airflow_provider_whisul.api import Song, quote
-from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
+from airflow_provider_whisul.common import WhisulTask
 from airflow_provider_whisul.exceptions import (
     WhisulError,
     WhisulFileExistsError,
@@ -30,12 +29,11 @@ from airflow_provider_whisul.landing import (
     manifest_name,
     read_songs,
 )
-from airflow_provider_whisul.operators.whisul import set_default_retry_policy
+from airflow_provider_whisul.retry_policy import set_default_retry_policy
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_whisul.hooks.whisul import WhisulHook
     from airflow_provider_whisul.lander import SongLander
     from airflow_provider_whisul.storage import Store
 
@@ -45,7 +43,7 @@ _MOST_NAMED = 20
 Problem = tuple[Song, WhisulError]
 
 
-class WhisulToObjectStorageOperator(BaseOperator):
+class WhisulToObjectStorageOperator(WhisulTask, BaseOperator):
     """
     Lands songs in a store of one's own: audio and cover, beside them their metadata, and last of all a manifest.
 
@@ -84,9 +82,6 @@ class WhisulToObjectStorageOperator(BaseOperator):
     template_fields: Sequence[str] = ("songs", "destination", "storage_conn_id", "whisul_conn_id")
     ui_color = "#dcf2e3"
 
-    #: Time and chance; replaced by tests.
-    clock: Clock = SYSTEM_CLOCK
-
     def __init__(
         self,
         *,
@@ -113,13 +108,6 @@ class WhisulToObjectStorageOperator(BaseOperator):
         self.max_failures = max_failures
         self.max_concurrent_downloads = max_concurrent_downloads
         self.overwrite = overwrite
-
-    @cached_property
-    def hook(self) -> WhisulHook:
-        """The client of the API. Loaded when it is needed, so that reading a DAG file loads none."""
-        from airflow_provider_whisul.hooks.whisul import WhisulHook
-
-        return WhisulHook(self.whisul_conn_id, clock=self.clock)
 
     def execute(self, context: Context) -> Manifest:
         """Land what is missing, and write the manifest."""

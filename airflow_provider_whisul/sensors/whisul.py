@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
@@ -17,7 +16,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_whisul.api import Song, WhisulJob
-from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
+from airflow_provider_whisul.common import WhisulTask
 from airflow_provider_whisul.durable import lasting_deadline
 from airflow_provider_whisul.exceptions import (
     WhisulError,
@@ -26,7 +25,6 @@ from airflow_provider_whisul.exceptions import (
     WhisulJobTimeoutError,
 )
 from airflow_provider_whisul.links.whisul import WhisulSongLink
-from airflow_provider_whisul.mapped import RefusesFastPolling
 from airflow_provider_whisul.pace import (
     DEFAULT_POLL_INTERVAL,
     DEFAULT_TIMEOUT,
@@ -43,10 +41,8 @@ from airflow_provider_whisul.version_compat import DEFERRAL_ERRORS, is_of_earlie
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_whisul.hooks.whisul import WhisulHook
 
-
-class WhisulJobSensor(RefusesFastPolling, BaseSensorOperator):
+class WhisulJobSensor(WhisulTask, BaseSensorOperator):
     """
     Waits for a Whisul job and returns its song.
 
@@ -75,9 +71,6 @@ class WhisulJobSensor(RefusesFastPolling, BaseSensorOperator):
     operator_extra_links = (WhisulSongLink(),)
     ui_color = "#d7e8f7"
 
-    #: Time and chance; replaced by tests.
-    clock: Clock = SYSTEM_CLOCK
-
     def __init__(
         self,
         *,
@@ -104,13 +97,6 @@ class WhisulJobSensor(RefusesFastPolling, BaseSensorOperator):
             "{{ %s | default(task.job_id, true) | string | truncate(60) }}" % PROMPT_VARIABLE,  # noqa: UP031
         )
         return super().partial(**kwargs)
-
-    @cached_property
-    def hook(self) -> WhisulHook:
-        """The client. Loaded when the task runs, so that reading a DAG file loads none."""
-        from airflow_provider_whisul.hooks.whisul import WhisulHook
-
-        return WhisulHook(self.whisul_conn_id, clock=self.clock)
 
     @shows_song
     def execute(self, context: Context) -> Any:
