@@ -23,7 +23,7 @@ export PYTHON
 .PHONY: help demo airflow test test-all test-others test-cluster test-s3 test-browser test-browser-all lint docs pacing bench bench-airflow clean $(addprefix test-,$(OTHERS)) $(addprefix test-browser-,$(WITH_TABS))
 
 help: ## List the commands
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
 
 demo: .venv/installed ## Make songs with a real Airflow and the sandbox (with WHISUL_API_KEY set: for real, which costs)
 	@$(BIN)/python -m dev.demo

@@ -37,6 +37,21 @@ START_SECONDS = 180.0
 STOP_SECONDS = 5.0
 FINISHED = frozenset({"success", "failed"})
 
+# What the web server does, which is not run here.
+_EXTRA_LINKS_OF_2 = """
+import json, sys
+from airflow.models.dagbag import DagBag
+from airflow.models.taskinstance import TaskInstance
+from airflow.utils.session import create_session
+dag_id, run_id, task_id, map_index = sys.argv[1:]
+task = DagBag(read_dags_from_db=True).get_dag(dag_id).get_task(task_id)
+with create_session() as session:
+    instances = session.query(TaskInstance).filter_by(dag_id=dag_id, run_id=run_id, task_id=task_id)
+    instance = instances.filter_by(map_index=int(map_index)).one()
+    links = {name: task.get_extra_links(instance, name) or None for name in task.extra_links}
+print(json.dumps(links))
+"""
+
 
 class LocalAirflowError(RuntimeError):
     """Airflow did not start, or went down; the message holds the end of the log that says why."""
@@ -244,9 +259,9 @@ class LocalAirflow:
         else:
             self._request("PATCH", f"/dags/{dag_id}", json={"is_paused": False})
 
-    def trigger(self, dag_id: str, conf: Mapping[str, object] | None = None) -> str:
-        """Start a run (on Airflow 3 without a logical date) and return its id."""
-        run_id = f"manual__{datetime.now(UTC):%Y%m%dT%H%M%S}_{secrets.token_hex(3)}"
+    def trigger(self, dag_id: str, conf: Mapping[str, object] | None = None, run_id: str | None = None) -> str:
+        """Start a run (on Airflow 3 without a logical date) and return its id, which is made up unless given."""
+        run_id = run_id or f"manual__{datetime.now(UTC):%Y%m%dT%H%M%S}_{secrets.token_hex(3)}"
         self.unpause(dag_id)
         if self._is_2:
             self._airflow("dags", "trigger", "--run-id", run_id, "--conf", json.dumps(conf or {}), dag_id)
@@ -313,7 +328,11 @@ class LocalAirflow:
         return response.json()["value"]
 
     def extra_links(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, str | None]:
-        """A task's buttons in the UI: the address of each by its name, None where it leads nowhere. Airflow 3 only."""
+        """A task's buttons in the UI: the address of each by its name, None where it leads nowhere."""
+        if self._is_2:
+            shown = self._python(_EXTRA_LINKS_OF_2, dag_id, run_id, task_id, str(map_index))
+            links_of_2: dict[str, str | None] = json.loads(shown.splitlines()[-1])
+            return links_of_2
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/links"
         links: dict[str, str | None] = self._request("GET", path, params={"map_index": map_index})["extra_links"]
         return links
@@ -447,8 +466,14 @@ class LocalAirflow:
         return {**env, "AIRFLOW_HOME": str(self.home), **self._extra_env}
 
     def _airflow(self, *arguments: str) -> None:
+        self._run(f"airflow {' '.join(arguments[:2])}", "-m", "airflow", *arguments)
+
+    def _python(self, code: str, *arguments: str) -> str:
+        return self._run("python", "-c", code, *arguments)
+
+    def _run(self, what: str, *arguments: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "airflow", *arguments],
+            [sys.executable, *arguments],
             env=self._env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -458,7 +483,8 @@ class LocalAirflow:
             timeout=START_SECONDS,
         )
         if done.returncode != 0:
-            raise LocalAirflowError(f"`airflow {' '.join(arguments[:2])}` failed:\n{tail(done.stdout)}")
+            raise LocalAirflowError(f"`{what}` failed:\n{tail(done.stdout)}")
+        return done.stdout
 
     def _is_ready(self) -> bool:
         if self._is_2:

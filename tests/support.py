@@ -144,6 +144,10 @@ class TaskContext(dict[str, Any]):
     def xcom_pull(self, task_ids: str, key: str, map_indexes: int) -> Any:
         return self.xcoms.get(key)
 
+    def shown(self) -> list[dict[str, Any]]:
+        """Return what the Tracks tab shows of the task, each card as often as it is there."""
+        return [card for key in sorted(self.xcoms) if key.startswith("whisul_songs_") for card in self.xcoms[key]]
+
     def get_first_reschedule_date(self, context: Any) -> None:
         return None
 

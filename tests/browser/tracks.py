@@ -49,7 +49,9 @@ def late(on: Stage) -> str:
 
 @pytest.fixture(scope="session")
 def begun(on: Stage, late: str) -> dict[str, str]:
-    return {dag_id: on.airflow.trigger(dag_id) for dag_id in ("tracks", "tracks_secret")}
+    # With what a scheduled run's id has in it, and Airflow 3.1 does not encode in a tab's address.
+    run_id = "manual__2026-11-23T08:00:00+00:00"
+    return {dag_id: on.airflow.trigger(dag_id, run_id=run_id) for dag_id in ("tracks", "tracks_secret")}
 
 
 @pytest.fixture(scope="session")

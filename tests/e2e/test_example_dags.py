@@ -159,3 +159,14 @@ def test_worker_and_triggerer_tell_airflows_metrics(finished: Finished) -> None:
     }
     # The submissions of the batch wait for one another.
     assert finished.metrics["whisul.pace_wait"] > 0
+
+
+def test_every_song_has_a_link_and_is_there_for_the_tracks_tab(finished: Finished) -> None:
+    for index, prompt in enumerate(PROMPTS):
+        song = _xcom(finished, NIGHTLY, "song", index)
+        links = finished.airflow.extra_links(NIGHTLY, finished.run_ids[NIGHTLY], "song", index)
+        assert links == {"Song": song["song_url"]}
+        (card,) = _xcom(finished, NIGHTLY, "song", index, "whisul_songs_0000_1_0")
+        assert (card["prompt"], card["title"], card["song_url"]) == (prompt, song["title"], song["song_url"])
+    # The song is with the task that waits for it.
+    assert finished.airflow.extra_links(NIGHTLY, finished.run_ids[NIGHTLY], "submit", 0) == {"Song": None}

@@ -170,6 +170,78 @@ def test_a_thousand_and_more(night: Callable[..., Any]) -> None:
     night(main)
 
 
+class TestTracks:
+    """What the tab shows of a batch, from the XComs of its latest try."""
+
+    @staticmethod
+    def assert_each_song_is_there_once(batch: Night, results: list[dict[str, Any]]) -> None:
+        cards = {card["prompt"]: card for card in batch.context.shown()}
+        assert len(cards) == len(batch.context.shown()) == len(results)
+        for result in results:
+            card = cards[result["prompt"]]
+            assert (card["status"], card["job_id"], card["error"]) == (
+                result["status"],
+                result["job_id"],
+                result["error"],
+            )
+
+    @pytest.mark.parametrize("durable_airflow", [True, False])
+    def test_each_song_is_shown_once(self, night: Callable[..., Any], durable_airflow: bool) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            songs = [
+                *prompts(80),
+                *("unlucky [sandbox:fail=1]", "doomed [sandbox:fail]", "lost [sandbox:post-drop]"),
+            ]
+            batch = make(songs, max_failures=2)
+            batch.durable_airflow = durable_airflow
+            results = await batch.attempt()
+            self.assert_each_song_is_there_once(batch, results)
+            entries = [key for key in batch.context.xcoms if key.startswith("whisul_songs_")]
+            # About one for each event, of which each holds as many songs as fit.
+            assert len(entries) <= 2 * len(batch.parts) + 4
+            assert sum(int(key.split("_")[-1]) for key in entries) == 2
+
+        night(main)
+
+    def test_songs_are_shown_while_others_are_made(self, night: Callable[..., Any]) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make([*prompts(3), "slow [sandbox:seconds=900]", "doomed [sandbox:fail]"], attempts=1)
+            shown = []
+            wait = batch.wait
+
+            async def waited(deferred: TaskDeferred) -> Any:
+                shown.append(len(batch.context.shown()))
+                return await wait(deferred)
+
+            batch.wait = waited  # type: ignore[method-assign]
+            with pytest.raises(WhisulJobFailedError):
+                await batch.attempt()
+            assert shown[0] == 0
+            assert 0 < shown[-1] < 5
+            assert len(batch.context.shown()) == 5
+
+        night(main)
+
+    def test_a_later_try_shows_what_it_goes_on_with(self, night: Callable[..., Any]) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make([*prompts(30), "hopeless [sandbox:fail=2]"])
+            with pytest.raises(WhisulJobFailedError):
+                await batch.attempt()
+            self.assert_each_song_is_there_once(batch, batch.context.xcoms["return_value"])
+            self.assert_each_song_is_there_once(batch, await batch.attempt())
+
+        night(main)
+
+    def test_what_was_made_before_the_time_was_over_is_shown(self, night: Callable[..., Any]) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make([*prompts(4), "endless [sandbox:forever]"], timeout=300)
+            with pytest.raises(WhisulJobTimeoutError):
+                await batch.attempt()
+            assert {card["prompt"] for card in batch.context.shown()} == set(prompts(4))
+
+        night(main)
+
+
 class TestFailures:
     def test_a_failed_song_is_submitted_again_within_the_try(self, night: Callable[..., Any]) -> None:
         async def main(make: Callable[..., Night]) -> None:

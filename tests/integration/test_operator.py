@@ -60,6 +60,7 @@ def test_waits_in_the_worker(sandbox: Sandbox, make: Make, clock: FakeClock) -> 
     assert isinstance(song["tags"], list)
     assert json.loads(json.dumps(song, allow_nan=False)) == song
     assert context.xcoms["job_id"] == song["job_id"]
+    assert [card["title"] for card in context.shown()] == [song["title"]]
     assert clock.slept == [20, 20, 20]
 
 
@@ -112,6 +113,7 @@ def test_a_deferral_that_airflow_ended_names_the_job(
     with pytest.raises(error, match=message) as caught:
         make().resume_execution("__fail__", {"error": reason}, context)
     assert isinstance(caught.value.__cause__, DEFERRAL_ERRORS)
+    assert [(card["prompt"], card["error"]) for card in context.shown()] == [("a trap song", str(caught.value))]
     assert caught.value.job_id == "some-job"
 
 

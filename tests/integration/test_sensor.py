@@ -73,6 +73,24 @@ def test_a_job_that_is_over_is_returned_at_once(
     assert len(sandbox.requests) == 2
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("soft_fail", [False, True])
+def test_every_mode_shows_the_song_or_why_there_is_none(
+    make: Make, submit: Callable[[str], str], clock: FakeClock, mode: dict[str, Any], soft_fail: bool
+) -> None:
+    good, bad = submit("a song"), submit("a song [sandbox:fail]")
+    clock.now += 60
+    context = TaskContext()
+    song = context.run(make(job_id=good, soft_fail=soft_fail, **mode))
+    assert [card["title"] for card in context.shown()] == [song["title"]]
+    context = TaskContext()
+    with pytest.raises(AirflowException):
+        context.run(make(job_id=bad, soft_fail=soft_fail, **mode))
+    (card,) = context.shown()
+    assert (card["status"], card["job_id"]) == ("failed", bad)
+    assert "Generation failed" in card["error"]
+
+
 class TestDeferred:
     def test_looks_once_and_defers(self, make: Make, submit: Callable[[str], str], sandbox: Sandbox) -> None:
         job_id = submit("a song")
