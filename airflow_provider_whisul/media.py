@@ -277,6 +277,9 @@ class MediaClient:
                 f"{shown(url)} did not say how long the file is, so that nobody could tell if it is whole"
             )
         partial.content_type = response.headers.get("Content-Type", "")
+        encoding = response.headers.get("Content-Encoding", "").strip().lower()
+        if encoding not in ("", "identity"):
+            raise _BrokenError(f"{shown(url)} came encoded as {encoding[:20]!r}, which was not asked for")
         if "bytes" in response.headers.get("Accept-Ranges", "").lower() and partial.total is not None:
             etag = response.headers.get("ETag", "")
             # A weak one does not stand for the same bytes.
@@ -310,11 +313,8 @@ class _NoAuth(AuthBase):
 
 def _whole(partial: _Partial, role: Role) -> FetchedFile:
     """Return what has come if it is all there is, and what it should be."""
-    if partial.total is not None and partial.size != partial.total:
-        size, total = partial.size, partial.total
-        if size > total:
-            partial.begin_again()
-        raise _BrokenError(f"it broke off after {size:,} of {total:,} bytes")
+    if partial.total not in (None, partial.size):
+        raise _BrokenError(f"{partial.size:,} bytes came of {partial.total:,}")
     size, content_type = partial.size, partial.content_type
     digest = partial.digest.hexdigest()
     partial.file.seek(0)

@@ -24,6 +24,7 @@ collect_ignore = [] if Version(version("apache-airflow")) >= Version("3.3") else
 EXAMPLE_DAGS = Path(__file__).resolve().parents[2] / "example_dags"
 NIGHTLY, ONE_SONG, RETRY = "whisul_nightly_songs", "whisul_one_song", "whisul_retry_failed_song"
 THOUSAND, BATCH_SONGS = "whisul_nightly_thousand", 12
+KEEP, TOLD = "whisul_keep_songs", "whisul_kept_songs"
 # Still running when the sensors look first, which on Airflow 3 is some seconds after the submission.
 JOB_SECONDS = (12.0, 15.0)
 RUN_TIMEOUT = 300.0
@@ -31,7 +32,7 @@ RUN_TIMEOUT = 300.0
 
 @dataclass(frozen=True)
 class Finished:
-    """The runs of the example DAGs, all over: the state and the id of each by its DAG."""
+    """The runs of the example DAGs, all over: the state and the id of each by its DAG, and where songs were kept."""
 
     airflow: LocalAirflow
     sandbox: Sandbox
@@ -39,6 +40,7 @@ class Finished:
     run_ids: dict[str, str]
     states: dict[str, str]
     metrics: Counter[str]
+    kept: Path
 
 
 @contextmanager
@@ -65,7 +67,8 @@ def statsd() -> Iterator[tuple[int, Counter[str]]]:
 
 
 @pytest.fixture(scope="session")
-def finished() -> Iterator[Finished]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    kept = tmp_path_factory.mktemp("kept")
     key = f"e2e-{secrets.token_hex(16)}"
     with Sandbox(SandboxOptions(api_key=key, job_seconds=JOB_SECONDS)) as sandbox, statsd() as (port, metrics):
         env = {
@@ -74,12 +77,15 @@ def finished() -> Iterator[Finished]:
             "AIRFLOW__METRICS__STATSD_ON": "True",
             "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
             "AIRFLOW__METRICS__STATSD_PORT": str(port),
+            "AIRFLOW_VAR_WHISUL_SONGS_FOLDER": kept.as_uri(),
         }
         with LocalAirflow(EXAMPLE_DAGS, env=env) as airflow:
-            airflow.wait_for_dags(NIGHTLY, ONE_SONG, RETRY, THOUSAND)
-            airflow.unpause(NIGHTLY)
-            airflow.unpause(THOUSAND)
-            run_ids = {dag_id: airflow.trigger(dag_id) for dag_id in (RETRY, ONE_SONG)}
+            airflow.wait_for_dags(NIGHTLY, ONE_SONG, RETRY, THOUSAND, KEEP, TOLD)
+            for dag_id in (NIGHTLY, THOUSAND, TOLD):
+                airflow.unpause(dag_id)
+            run_ids = {dag_id: airflow.trigger(dag_id) for dag_id in (RETRY, ONE_SONG, KEEP)}
             run_ids |= {dag_id: airflow.wait_for_scheduled_run(dag_id) for dag_id in (NIGHTLY, THOUSAND)}
             states = {dag_id: airflow.wait(dag_id, run_id, RUN_TIMEOUT) for dag_id, run_id in run_ids.items()}
-            yield Finished(airflow, sandbox, key, run_ids, states, metrics)
+            run_ids[TOLD] = airflow.wait_for_scheduled_run(TOLD)
+            states[TOLD] = airflow.wait(TOLD, run_ids[TOLD], RUN_TIMEOUT)
+            yield Finished(airflow, sandbox, key, run_ids, states, metrics, kept)

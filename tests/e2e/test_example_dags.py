@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from itertools import pairwise
 from typing import Any
@@ -10,12 +11,14 @@ import psutil
 import pytest
 
 from dev.demo import read_prompts
-from tests.e2e.conftest import BATCH_SONGS, EXAMPLE_DAGS, NIGHTLY, ONE_SONG, RETRY, THOUSAND, Finished
+from tests.e2e.conftest import BATCH_SONGS, EXAMPLE_DAGS, KEEP, NIGHTLY, ONE_SONG, RETRY, THOUSAND, TOLD, Finished
+from tests.support import fetched
 
 # The first test also waits for Airflow and for all the runs.
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 PROMPTS = read_prompts(EXAMPLE_DAGS / f"{NIGHTLY}.py")
+KEPT_PROMPTS = read_prompts(EXAMPLE_DAGS / f"{KEEP}.py")
 SONG_KEYS = {
     "job_id",
     "prompt",
@@ -106,18 +109,39 @@ def test_the_batch_has_all_its_songs_in_one_task(finished: Finished) -> None:
         assert (result["status"], result["error"], set(result["track"])) == ("completed", None, SONG_KEYS)
 
 
+def test_songs_are_kept_and_announced(finished: Finished) -> None:
+    folder = finished.kept / finished.run_ids[KEEP]
+    manifest = _xcom(finished, KEEP, "keep")
+    assert json.loads((folder / "manifest.json").read_text()) == manifest
+    assert [song["prompt"] for song in manifest["songs"]] == KEPT_PROMPTS
+    assert (manifest["dag_id"], manifest["run_id"], manifest["failed"]) == (KEEP, finished.run_ids[KEEP], [])
+    for index, song in enumerate(manifest["songs"]):
+        assert song["job_id"] == _xcom(finished, KEEP, "song", index)["job_id"]
+        assert (folder / song["audio"]["name"]).read_bytes().startswith(b"RIFF")
+        assert (folder / song["cover"]["name"]).stat().st_size == song["cover"]["size"]
+        assert json.loads((folder / song["metadata"]).read_text()) == song
+    assert len(list(folder.iterdir())) == 1 + 3 * len(KEPT_PROMPTS)
+    assert _xcom(finished, TOLD, "tell") == {
+        "destination": f"file://{folder}",
+        "manifest": f"file://{folder}/manifest.json",
+        "count": len(KEPT_PROMPTS),
+        "failed": 0,
+        "titles": [song["title"] for song in manifest["songs"]],
+    }
+
+
 def test_each_song_is_paid_for_once(finished: Finished) -> None:
     posts = Counter(request.prompt for request in finished.sandbox.requests if request.method == "POST")
     retried = f"[sandbox:fail=1] a sea shanty about second chances, for {finished.run_ids[RETRY]}"
     lo_fi = _xcom(finished, ONE_SONG, "song")["prompt"]
     batch = [result["prompt"] for result in _xcom(finished, THOUSAND, "songs")]
-    assert posts == {**dict.fromkeys([*PROMPTS, *batch], 1), lo_fi: 1, retried: 2}
+    assert posts == {**dict.fromkeys([*PROMPTS, *KEPT_PROMPTS, *batch], 1), lo_fi: 1, retried: 2}
 
 
 def test_no_job_is_polled_twice_within_five_seconds(finished: Finished) -> None:
     polls: dict[str | None, list[float]] = defaultdict(list)
     for request in finished.sandbox.requests:
-        if request.method == "GET":
+        if request.path.startswith("/api/jobs/"):
             polls[request.job_id].append(request.at)
     assert set(polls) == set(finished.sandbox.jobs)
     gaps = {job_id: [later - earlier for earlier, later in pairwise(at)] for job_id, at in polls.items()}
@@ -130,7 +154,8 @@ def test_no_job_is_polled_twice_within_five_seconds(finished: Finished) -> None:
 
 def test_the_key_is_in_the_authorization_header_and_nowhere_else(finished: Finished) -> None:
     requests = finished.sandbox.requests
-    assert {request.authorization for request in requests} == {"ok"}
+    assert {request.authorization for request in requests if request.path.startswith("/api")} == {"ok"}
+    assert {request.authorization for request in fetched(finished.sandbox)} == {"missing"}
     assert not [request for request in requests if request.key_elsewhere]
     assert {request.status for request in requests} <= {200, 202}
 

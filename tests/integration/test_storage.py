@@ -21,6 +21,7 @@ from packaging.version import Version
 
 from airflow_provider_whisul import media
 from airflow_provider_whisul.exceptions import (
+    WhisulConnectionError,
     WhisulFileExistsError,
     WhisulInvalidInputError,
     WhisulMediaError,
@@ -28,6 +29,7 @@ from airflow_provider_whisul.exceptions import (
     WhisulMediaUnsafeError,
     WhisulStorageError,
 )
+from airflow_provider_whisul.hooks.whisul import WhisulHook
 from airflow_provider_whisul.landing import song_name
 from airflow_provider_whisul.operators.whisul_storage import WhisulToObjectStorageOperator
 from airflow_provider_whisul.sandbox import Sandbox
@@ -282,8 +284,33 @@ class TestExpired:
         with pytest.raises(WhisulMediaExpiredError, match=f"Job {song['job_id']} came without a URL of its audio"):
             land(song)
 
-    def test_where_whisul_cannot_say_now(self, sandbox: Sandbox, make_songs: Make, land: Land) -> None:
-        (song,) = make_songs("a waltz [sandbox:media-gone] [sandbox:get-500=20]".replace("get-500=20", "seconds=1"))
+    def test_where_the_job_is_another_one_that_runs(self, sandbox: Sandbox, make_songs: Make, land: Land) -> None:
+        (song,) = make_songs("a waltz [sandbox:media-gone]")
+        song["job_id"] = WhisulHook().generate("[sandbox:forever]")
+        with pytest.raises(WhisulMediaExpiredError, match="brought no other: it is running now"):
+            land(song)
+
+    def test_where_whisul_cannot_say_now_a_retry_asks_again(
+        self, make_songs: Make, land: Land, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (song,) = make_songs("a waltz [sandbox:media-expired]")
+        away = {"conn_type": "whisul", "host": "http://127.0.0.1:1", "password": "a-key"}
+        with monkeypatch.context() as patched:
+            patched.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", json.dumps(away))
+            with pytest.raises(WhisulConnectionError) as raised:
+                land(song)
+        assert not isinstance(raised.value, AirflowFailException)
+        assert land(song)["count"] == 1
+
+    def test_where_there_is_no_connection_to_whisul(
+        self, make_songs: Make, land: Land, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (song,) = make_songs("a waltz [sandbox:media-expired]")
+        with pytest.raises(WhisulMediaExpiredError, match="brought no other: The conn_id `nobody` isn't defined"):
+            land(song, whisul_conn_id="nobody")
+
+    def test_where_the_key_is_not_accepted(self, sandbox: Sandbox, make_songs: Make, land: Land) -> None:
+        (song,) = make_songs("a waltz [sandbox:media-gone]")
         sandbox.revoke_key()
         with pytest.raises(WhisulMediaExpiredError, match="brought no other: Whisul answered 401"):
             land(song)
@@ -418,6 +445,10 @@ def test_what_is_no_folder_is_refused(make_songs: Make, land: Land, destination:
 def test_a_store_that_no_provider_knows(make_songs: Make, land: Land) -> None:
     with pytest.raises(WhisulStorageError, match="Could not reach nowhere://bucket/songs: No filesystem registered"):
         land(make_songs("a waltz"), destination="nowhere://bucket/songs")
+
+
+def test_a_path_on_the_worker_is_a_folder(make_songs: Make, land: Land, store: Path) -> None:
+    assert_whole(store, land(make_songs("a waltz"), destination=f"{store}/"))
 
 
 @pytest.mark.parametrize("argument", [{"max_failures": -1}, {"max_concurrent_downloads": 0}])
@@ -586,10 +617,36 @@ def test_another_part_than_was_asked_for_is_not_taken(host: Host, land: Land, st
     assert len(host.requests) == 3
 
 
+def test_more_than_was_said_is_not_taken(host: Host, land: Land, store: Path) -> None:
+    host.answers["/song"] = in_turn(
+        answer(200, WAV[:9000], Content_Length=str(len(WAV)), Accept_Ranges="bytes", ETag='"1"'),
+        answer(206, WAV[9000:] + b"more", Content_Range=f"bytes 9000-{len(WAV) - 1}/{len(WAV)}"),
+        answer(416),
+        answer(200, WAV),
+    )
+    (landed,) = land(host.song())["songs"]
+    assert (store / landed["audio"]["name"]).read_bytes() == WAV
+
+
 def test_a_body_of_unknown_length_is_refused(host: Host, land: Land) -> None:
     host.answers["/song"] = answer(200, WAV, Content_Length="")
     with pytest.raises(WhisulMediaError, match="did not say how long the file is"):
         land(host.song())
+
+
+def test_a_body_that_is_encoded_is_refused(host: Host, land: Land) -> None:
+    host.answers["/song"] = answer(200, b"\x1f\x8b\x08 packed", Content_Encoding="gzip", Content_Type="audio/mpeg")
+    with pytest.raises(WhisulMediaError, match="came encoded as 'gzip'"):
+        land(host.song())
+    assert host.requests[0][1]["Accept-Encoding"] == "identity"
+
+
+def test_no_proxy_is_asked_for_what_is_on_this_machine(
+    sandbox: Sandbox, make_songs: Make, land: Land, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    songs = make_songs("a waltz")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    assert land(songs)["count"] == 1
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -733,9 +790,9 @@ def test_a_full_disk_of_the_worker(make_songs: Make, land: Land, store: Path, st
     assert_whole(store, land(songs))
 
 
-def test_a_full_disk_of_the_store(make_songs: Make, land: Land, store: Path) -> None:
-    songs = make_songs("a waltz", "a tango")
-    (name,) = {f"{song_name(songs[1])}.wav"}
+def test_a_full_disk_of_the_store_ends_the_landing(sandbox: Sandbox, make_songs: Make, land: Land, store: Path) -> None:
+    songs = make_songs(*(f"waltz number {number}" for number in range(20)))
+    name = f"{song_name(songs[1])}.wav"
     store.mkdir(parents=True)
     # A file on a disk that is always full.
     (store / f"{name}.part").symlink_to("/dev/full")
@@ -743,6 +800,8 @@ def test_a_full_disk_of_the_store(make_songs: Make, land: Land, store: Path) -> 
         land(songs, max_concurrent_downloads=1)
     assert f"Could not write file://{store}/{name}" in str(raised.value)
     assert "There is no room left. Make room" in str(raised.value)
+    # Nothing is fetched that could not be kept.
+    assert len(fetched(sandbox)) < 2 * len(songs)
     assert {entry for entry in names(store) if entry.startswith(song_name(songs[1]))} == {
         f"{song_name(songs[1])}.json.part"
     }

@@ -27,6 +27,12 @@ from airflow_provider_whisul.landing import (
 )
 
 JOB_IDS = st.from_regex(r"[A-Za-z0-9_-]{1,200}", fullmatch=True)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+FIELDS = st.sampled_from(["job_id", "status", "track", "title", "tags", "prompt", "bpm", "error", "song_url"])
+ANY_JSON = st.recursive(
+    SCALARS | st.just("completed") | st.just("failed"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS, inner, max_size=5),
+)
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 
 
@@ -90,6 +96,12 @@ class TestSongs:
     def test_a_job_that_cannot_be_is_refused(self, job_id: object) -> None:
         with pytest.raises(WhisulInvalidInputError):
             read_songs([{"job_id": job_id, "song_url": "https://media.example/x"}])
+
+    @given(ANY_JSON)
+    def test_whatever_came_is_songs_or_refused(self, value: object) -> None:
+        with suppress(WhisulInvalidInputError):
+            songs, failed = read_songs(value)
+            json.dumps([songs, failed], allow_nan=False)
 
     def test_a_text_is_told_what_it_should_be(self) -> None:
         with pytest.raises(WhisulInvalidInputError, match="render_template_as_native_obj"):
