@@ -14,6 +14,8 @@ from airflow import __version__ as airflow_version
 
 from airflow_provider_whisul.get_provider_info import get_provider_info
 from airflow_provider_whisul.hooks.whisul import WhisulHook
+from airflow_provider_whisul.operators.whisul import WhisulGenerateOperator
+from airflow_provider_whisul.sensors.whisul import WhisulJobSensor
 
 DAG_MODULES = (
     "airflow_provider_whisul.operators.whisul",
@@ -53,6 +55,13 @@ def test_the_connection_type_is_the_hooks() -> None:
     assert getattr(importlib.import_module(module), name) is WhisulHook
     assert connection_type["connection-type"] == WhisulHook.conn_type
     assert connection_type["hook-name"] == WhisulHook.hook_name
+
+
+def test_the_extra_links_exist() -> None:
+    """Airflow 2 makes a link only of a class that is named here."""
+    named = {tuple(name.rpartition(".")[::2]) for name in get_provider_info()["extra-links"]}
+    used = {type(link) for task in (WhisulGenerateOperator, WhisulJobSensor) for link in task.operator_extra_links}
+    assert {getattr(importlib.import_module(module), name) for module, name in named} == used
 
 
 def test_both_forms_of_the_connection_have_the_same_fields() -> None:
