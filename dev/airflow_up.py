@@ -8,7 +8,7 @@ import sys
 import time
 
 from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions
-from dev.demo import EXAMPLE_DAGS, JOB_SECONDS, run, say
+from dev.demo import DAG_ID, EXAMPLE_DAGS, JOB_SECONDS, SONGS_FOLDER, keep_in, run, say, tracks_tab
 from dev.local_airflow import LocalAirflow, free_port, is_free
 
 UI_PORT = 8080
@@ -25,17 +25,20 @@ def main() -> int:
     options = SandboxOptions(api_key=secrets.token_hex(16), job_seconds=JOB_SECONDS)
     with Sandbox(options) as sandbox:
         say("Starting Airflow on SQLite (scheduler, triggerer, API server) …")
-        env = {"AIRFLOW_CONN_WHISUL_DEFAULT": sandbox.connection}
+        env = {"AIRFLOW_CONN_WHISUL_DEFAULT": sandbox.connection, **keep_in(SONGS_FOLDER)}
         with LocalAirflow(EXAMPLE_DAGS, env=env, port=port) as airflow:
-            airflow.wait_for_dags("whisul_nightly_songs", "whisul_one_song", "whisul_retry_failed_song")
+            airflow.wait_for_dags(DAG_ID, "whisul_nightly_songs", "whisul_one_song", "whisul_retry_failed_song")
             airflow.unpause("whisul_nightly_songs")
+            run_id = airflow.trigger(DAG_ID)
             airflow.trigger("whisul_one_song")
             airflow.trigger("whisul_retry_failed_song")
             say(
                 f"\nAirflow {airflow.airflow_version}: {airflow.ui_url}   (no login)\n"
-                f"The sandbox:    {sandbox.base_url}\n\n"
-                "The three example DAGs are running; start more runs in the UI. The songs are the XComs of the tasks\n"
-                "named `song`. Ctrl-C stops everything and forgets it."
+                f"The sandbox:    {sandbox.base_url}\n"
+                f"Tracks tab:     {tracks_tab(airflow, run_id)}\n"
+                f"Files:          {SONGS_FOLDER}\n\n"
+                "Four of the example DAGs are running; start more runs in the UI. Ctrl-C stops everything and forgets\n"
+                "all but the files."
             )
             while True:
                 airflow.check()

@@ -1,4 +1,4 @@
-"""`make demo`: the nightly example DAG on a real Airflow, from its prompts to its songs.
+"""`make demo`: an example DAG on a real Airflow, from its prompts to songs in a folder and in Airflow's UI.
 
 Plays against the sandbox, which costs nothing. With WHISUL_API_KEY set it makes real songs at Whisul instead.
 """
@@ -17,12 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from urllib.parse import quote
 
 from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions
 from dev.local_airflow import LocalAirflow, LocalAirflowError, TaskInstance, tail
 
-EXAMPLE_DAGS = Path(__file__).resolve().parent.parent / "example_dags"
-DAG_ID = "whisul_nightly_songs"
+CHECKOUT = Path(__file__).resolve().parent.parent
+EXAMPLE_DAGS = CHECKOUT / "example_dags"
+SONGS_FOLDER = CHECKOUT / "demo-songs"
+DAG_ID = "whisul_keep_songs"
 # As long as it takes to see it wait.
 JOB_SECONDS = (8.0, 20.0)
 SANDBOX_TIMEOUT = 300.0
@@ -48,12 +51,13 @@ def main() -> int:
     with backend(prompts) as (connection, timeout):
         say("Starting Airflow on SQLite (scheduler, triggerer, API server) …")
         started = time.monotonic()
-        with LocalAirflow(EXAMPLE_DAGS, env={"AIRFLOW_CONN_WHISUL_DEFAULT": connection}) as airflow:
+        env = {"AIRFLOW_CONN_WHISUL_DEFAULT": connection, **keep_in(SONGS_FOLDER)}
+        with LocalAirflow(EXAMPLE_DAGS, env=env) as airflow:
             say(f"Airflow {airflow.airflow_version} is up after {time.monotonic() - started:.0f} s.")
             airflow.wait_for_dags(DAG_ID)
             airflow.unpause(DAG_ID)
-            run_id = airflow.wait_for_scheduled_run(DAG_ID)
-            say(f"Its scheduler has started tonight's run of {DAG_ID}: {len(prompts)} songs.\n")
+            run_id = airflow.trigger(DAG_ID)
+            say(f"Its scheduler starts a run of {DAG_ID}: {len(prompts)} songs.\n")
             state = airflow.wait(DAG_ID, run_id, timeout, Progress(prompts))
             tasks = airflow.task_instances(DAG_ID, run_id)
             songs = [
@@ -66,11 +70,26 @@ def main() -> int:
             if state != "success" or len(songs) != len(prompts):
                 explain(airflow, run_id, tasks)
                 return 1
-    say(
-        f"\n{len(songs)} songs, from prompt to XCom, by a real Airflow. Everything that was started is stopped again.\n"
-        "To see the same in Airflow's UI, and to play the songs: make airflow"
-    )
+            manifest = airflow.xcom(DAG_ID, run_id, "keep")
+            say(
+                f"\n{len(songs)} songs, from prompt to file, by a real Airflow.\n"
+                f"Files:         {SONGS_FOLDER / run_id}   ({manifest['manifest']} lists them)\n"
+                f"Tracks tab:    {tracks_tab(airflow, run_id)}"
+            )
+            if sys.stdin.isatty():
+                input("\nAirflow and the songs stay up to be looked at in a browser, until you press Enter. ")
+    say("Everything that was started is stopped again; the files are kept. To look around in the UI: make airflow")
     return 0
+
+
+def keep_in(folder: Path) -> dict[str, str]:
+    """What tells the example to land its songs in a folder of this machine."""
+    return {"AIRFLOW_VAR_WHISUL_SONGS_FOLDER": f"file://{folder}"}
+
+
+def tracks_tab(airflow: LocalAirflow, run_id: str) -> str:
+    """The address of the tab with the songs of a run."""
+    return f"{airflow.ui_url}/dags/{DAG_ID}/runs/{quote(run_id, safe='')}/plugin/whisul-tracks"
 
 
 def read_prompts(dag_file: Path) -> list[str]:
