@@ -36,7 +36,7 @@ class SongLander:
     """
     Lands songs. May be used by several threads at once, for a song each.
 
-    Before a file of a song appears in the store, ``NAME.json.part`` says what it will be; after the last of them
+    Before a file of a song appears in the store, ``NAME.part`` says what it will be; after the last of them
     ``NAME.json`` replaces that. So a later try knows which files are whole and its own, wherever this one has ended.
 
     :param store: Where to.
@@ -71,7 +71,7 @@ class SongLander:
         if metadata in self.there and files.get("audio") and all(is_whole(file, self.there) for file in files.values()):
             log.info("%s is in the store already", name)
             return cast(LandedSong, self.store.read_json(metadata))
-        files |= self._accounted_for(metadata + PART, job_id)
+        files |= self._accounted_for(name + PART, job_id)
         cover_error = None
         for role in URL_FIELDS:
             if is_whole(files.get(role), self.there):
@@ -128,8 +128,8 @@ class SongLander:
                 "content_type": fetched.kind.content_type,
             }
             account = {"job_id": job_id, **cast("dict[str, LandedFile]", files)}
-            self.store.put_json(account, f"{name}.json{PART}", self.workdir)
-            self.there[f"{name}.json{PART}"] = None
+            self.store.put_json(account, name + PART, self.workdir)
+            self.there[name + PART] = None
             self.store.put(local, file_name)
             self.there[file_name] = fetched.size
         finally:

@@ -327,7 +327,7 @@ def landed_song(song: Song, name: str, files: Mapping[Role, LandedFile], cover_e
 
 def files_of(content: object, job_id: str) -> dict[Role, LandedFile] | None:
     """
-    Return the files that a ``NAME.json``, or its ``.part``, accounts for; None if it is not one of this job's.
+    Return the files that a ``NAME.json``, or ``NAME.part``, accounts for; None if it is not one of this job's.
 
     :param content: What was read from it.
     :param job_id: The job.

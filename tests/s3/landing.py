@@ -172,8 +172,8 @@ def test_killed_midway_nothing_half_looks_whole_and_nothing_is_fetched_twice(
         time.sleep(0.01)
     process.kill()
     process.wait()
-    left = set(objects(s3)) - {f"night/{song_name(done)}.json.part"}
-    account = f"night/{song_name(large)}.json.part"
+    left = set(objects(s3)) - {f"night/{song_name(done)}.part"}
+    account = f"night/{song_name(large)}.part"
     assert left == {account, *(f"night/{song_name(done)}.{kind}" for kind in ("json", "wav", "png"))}
 
     # What S3 keeps of an upload that never ended shows to nobody; a rule of the bucket removes it.
