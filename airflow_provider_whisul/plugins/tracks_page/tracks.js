@@ -370,7 +370,8 @@ let asking = 0;
 
 const nearness = new IntersectionObserver(
   (changes) => {
-    for (const { target, isIntersecting } of changes) {
+    // Backwards, since of what is waiting the latest is asked for first: so cards fill from the top.
+    for (const { target, isIntersecting } of changes.reverse()) {
       const card = cards.get(target);
       card.near = isIntersecting;
       if (isIntersecting) {
@@ -380,8 +381,10 @@ const nearness = new IntersectionObserver(
         card.player?.unmount();
       }
     }
+    askNext();
   },
-  { rootMargin: `${AHEAD} 0px` },
+  // In a frame the margin counts only around the frame's own document.
+  { root: document, rootMargin: `${AHEAD} 0px` },
 );
 
 function makeEntry(entry) {
@@ -409,6 +412,10 @@ function want(entry) {
   if (entry.state !== "new") return;
   entry.state = "waiting";
   waiting.push(entry);
+}
+
+function wantAgain(entry) {
+  want(entry);
   askNext();
 }
 
@@ -437,7 +444,7 @@ async function ask(entry) {
   } catch (error) {
     if (entry.state === "gone") return;
     entry.state = "new";
-    for (const card of entry.cards) fillTold(card, `This song could not be loaded. ${wordsFor(error)}`, () => want(entry));
+    for (const card of entry.cards) fillTold(card, `This song could not be loaded. ${wordsFor(error)}`, () => wantAgain(entry));
     return;
   }
   if (entry.state === "gone") return;
