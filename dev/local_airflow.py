@@ -33,6 +33,7 @@ import requests
 
 POLL_SECONDS = 0.5
 START_SECONDS = 180.0
+BUSY_TRIES = 10
 # The home is thrown away, so there is nothing to wait longer for.
 STOP_SECONDS = 5.0
 FINISHED = frozenset({"success", "failed"})
@@ -520,6 +521,12 @@ class LocalAirflow:
 
     def _request(self, method: str, path: str, **options: Any) -> Any:
         response = self._raw_request(method, path, **options)
+        # SQLite has one writer at a time: on a busy machine the API may find it locked, and says 500.
+        again = 0 if method == "POST" else BUSY_TRIES - 1
+        while again and response.status_code == 500:
+            again -= 1
+            time.sleep(POLL_SECONDS)
+            response = self._raw_request(method, path, **options)
         if not response.ok:
             raise LocalAirflowError(f"{method} {path} was answered {response.status_code}: {response.text[:500]}")
         return response.json()

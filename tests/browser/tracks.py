@@ -352,3 +352,24 @@ def test_an_airflow_that_fails_is_told_and_asked_again(on: Stage, runs: Runs, pa
     page.unroute("**/xcomEntries?*")
     expect(page.get_by_role("status").first).to_have_text("14 songs, 3 failed")
     expect(page.get_by_role("alert")).to_be_hidden()
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "Your session is over."),
+        (403, "You may not read the XComs of this DAG"),
+        (404, "Airflow knows no such run or task, or does not show it to you."),
+    ],
+)
+def test_songs_go_where_the_right_to_see_them_has_gone(
+    on: Stage, runs: Runs, page: Page, status: int, words: str
+) -> None:
+    page.goto(on.bare_page("tracks", runs.all_kinds))
+    expect(page.get_by_role("status").first).to_have_text("14 songs, 3 failed")
+    page.route("**/xcomEntries?*", lambda route: route.fulfill(status=status, body="{}"))
+    # As when somebody comes back to the tab: it looks again.
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(page.get_by_role("alert")).to_contain_text(words)
+    expect(page.get_by_role("status").first).to_have_text("")
+    assert page.get_by_role("listitem").count() == 0
