@@ -15,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 from airflow_provider_whisul.api import DEFAULT_BASE_URL
 from airflow_provider_whisul.exceptions import WhisulConfigurationError
 
+DEFAULT_CONN_ID = "whisul_default"
 DEFAULT_REQUEST_TIMEOUT = 30.0
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+import ssl
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal, TypedDict
 
+from airflow_provider_whisul import __version__
 from airflow_provider_whisul.exceptions import (
     WhisulConnectionError,
     WhisulError,
@@ -25,11 +27,15 @@ from airflow_provider_whisul.exceptions import (
     WhisulRateLimitError,
     WhisulResponseError,
     WhisulServerError,
+    WhisulTLSError,
     WhisulUnauthorizedError,
 )
 from airflow_provider_whisul.pace import parse_retry_after
 
 DEFAULT_BASE_URL = "https://whisul.com/api"
+
+#: What every request has, beside the key.
+HEADERS = {"Accept": "application/json", "User-Agent": f"airflow-provider-whisul/{__version__}"}
 
 #: Bytes of an answer that are read at the most; a documented one has less than a thousandth of that.
 MAX_BODY_BYTES = 1 << 20
@@ -350,6 +356,41 @@ def error_for(answer: Answer, job_id: str | None = None) -> WhisulError:
     )
 
 
+def no_answer(
+    request: Request, base_url: str, error: Exception, never_sent: tuple[type[Exception], ...]
+) -> WhisulConnectionError:
+    """
+    Return the error for a request that got no answer.
+
+    :param request: The request.
+    :param base_url: Where it was sent.
+    :param error: What the client raised.
+    :param never_sent: The client's errors that can only happen before a request goes out.
+    """
+    causes = list(_causes(error))
+    job_id = request.path.rpartition("/")[2] if request.method == "GET" else None
+    reason = next((quote(str(cause)) for cause in reversed(causes) if str(cause)), type(causes[-1]).__name__)
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+        return WhisulTLSError(
+            f"The certificate of {base_url} could not be verified ({reason}), so nothing was sent. Behind a proxy with "
+            "a CA of its own, name the CA file in the connection's extra 'verify'.",
+            job_id=job_id,
+            request_sent=False,
+        )
+    sent = not any(isinstance(cause, never_sent) for cause in causes)
+    if not sent:
+        outcome = "The request was not sent."
+    elif request.method == "POST":
+        outcome = "The request may have arrived."
+    else:
+        outcome = "The job is not affected."
+    return WhisulConnectionError(
+        f"No answer to {request.method} {base_url}{request.path}: {reason}. {outcome}",
+        job_id=job_id,
+        request_sent=sent,
+    )
+
+
 def may_send_again(request: Request, error: WhisulError) -> bool:
     """
     Return whether a request that ended in an error may be sent once more.
@@ -407,6 +448,14 @@ def _object(answer: Answer, job_id: str | None = None) -> dict[str, object]:
             http_status=answer.status,
         )
     return data
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what led to it, the innermost last."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
 
 
 def _said(answer: Answer) -> str:

@@ -47,7 +47,15 @@ def get_provider_info() -> dict[str, Any]:
         "integrations": [
             {"integration-name": _NAME, "external-doc-url": "https://docs.whisul.com", "tags": ["service"]}
         ],
-        "hooks": [{"integration-name": _NAME, "python-modules": ["airflow_provider_whisul.hooks.whisul"]}],
+        "hooks": [
+            {
+                "integration-name": _NAME,
+                "python-modules": [
+                    "airflow_provider_whisul.hooks.whisul",
+                    "airflow_provider_whisul.hooks.whisul_async",
+                ],
+            }
+        ],
         "operators": [
             {
                 "integration-name": _NAME,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
+from airflow_provider_whisul.account import DEFAULT_CONN_ID
 from airflow_provider_whisul.api import Song, WhisulJob, generate_request
 from airflow_provider_whisul.clock import utc
 from airflow_provider_whisul.common import WhisulTask
@@ -85,7 +86,7 @@ class WhisulGenerateOperator(WhisulTask, BaseOperator):
         self,
         *,
         prompt: str,
-        whisul_conn_id: str = "whisul_default",
+        whisul_conn_id: str = DEFAULT_CONN_ID,
         wait_for_completion: bool = False,
         deferrable: bool = True,
         poll_interval: float | timedelta = DEFAULT_POLL_INTERVAL,

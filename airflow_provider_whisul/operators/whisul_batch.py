@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
+from airflow_provider_whisul.account import DEFAULT_CONN_ID
 from airflow_provider_whisul.api import generate_request, quote
 from airflow_provider_whisul.batch import MOST_WATCHED, Batch, BatchResult, BatchSong, Notebook, XComNotebook
 from airflow_provider_whisul.common import WhisulTask
@@ -78,7 +79,7 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
         self,
         *,
         prompts: Sequence[str],
-        whisul_conn_id: str = "whisul_default",
+        whisul_conn_id: str = DEFAULT_CONN_ID,
         attempts: int = 2,
         max_failures: int = 0,
         poll_interval: float | timedelta = DEFAULT_POLL_INTERVAL,

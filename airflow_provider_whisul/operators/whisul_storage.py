@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator
 
+from airflow_provider_whisul.account import DEFAULT_CONN_ID
 from airflow_provider_whisul.api import Song, quote
 from airflow_provider_whisul.common import WhisulTask
 from airflow_provider_whisul.exceptions import (
@@ -88,7 +89,7 @@ class WhisulToObjectStorageOperator(WhisulTask, BaseOperator):
         songs: object,
         destination: str,
         storage_conn_id: str | None = None,
-        whisul_conn_id: str = "whisul_default",
+        whisul_conn_id: str = DEFAULT_CONN_ID,
         max_failures: int = 0,
         max_concurrent_downloads: int = 4,
         overwrite: bool = False,

@@ -15,6 +15,7 @@ from airflow.providers.common.compat.sdk import (
     PokeReturnValue,
 )
 
+from airflow_provider_whisul.account import DEFAULT_CONN_ID
 from airflow_provider_whisul.api import Song, WhisulJob
 from airflow_provider_whisul.common import WhisulTask
 from airflow_provider_whisul.durable import lasting_deadline
@@ -75,7 +76,7 @@ class WhisulJobSensor(WhisulTask, BaseSensorOperator):
         self,
         *,
         job_id: str,
-        whisul_conn_id: str = "whisul_default",
+        whisul_conn_id: str = DEFAULT_CONN_ID,
         deferrable: bool = True,
         poke_interval: float | timedelta = DEFAULT_POLL_INTERVAL,
         timeout: float | timedelta = DEFAULT_TIMEOUT,

@@ -22,7 +22,7 @@ from airflow_provider_whisul.version_compat import is_deferral_timeout
 from airflow_provider_whisul.watch import JobWatch
 
 if TYPE_CHECKING:
-    from airflow_provider_whisul.hooks.whisul import WhisulAsyncHook
+    from airflow_provider_whisul.hooks.whisul_async import WhisulAsyncHook
 
 #: What is said where a user ends a task whose job runs on.
 NOT_CANCELLED = (
@@ -146,7 +146,7 @@ async def async_hook_class() -> type[WhisulAsyncHook]:
 
 
 def _load_hook_class() -> type[WhisulAsyncHook]:
-    from airflow_provider_whisul.hooks.whisul import WhisulAsyncHook
+    from airflow_provider_whisul.hooks.whisul_async import WhisulAsyncHook
 
     return WhisulAsyncHook
 

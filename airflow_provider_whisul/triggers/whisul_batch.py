@@ -26,7 +26,7 @@ from airflow_provider_whisul.version_compat import is_deferral_timeout
 from airflow_provider_whisul.watch import JobWatch
 
 if TYPE_CHECKING:
-    from airflow_provider_whisul.hooks.whisul import WhisulAsyncHook
+    from airflow_provider_whisul.hooks.whisul_async import WhisulAsyncHook
 
 #: Bytes of songs that an event holds before it is handed over, with room for what is around them.
 _FULL_PART = LARGEST_ENTRY - 4 * LARGEST_SONG

@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from airflow_provider_whisul.account import WhisulAccount
 from airflow_provider_whisul.exceptions import (
     WhisulConfigurationError,
     WhisulConnectionError,
@@ -25,8 +26,9 @@ from airflow_provider_whisul.exceptions import (
     WhisulTLSError,
     WhisulUnauthorizedError,
 )
-from airflow_provider_whisul.hooks import whisul
-from airflow_provider_whisul.hooks.whisul import WhisulAsyncHook, WhisulHook
+from airflow_provider_whisul.hooks import whisul_async
+from airflow_provider_whisul.hooks.whisul import WhisulHook
+from airflow_provider_whisul.hooks.whisul_async import WhisulAsyncHook
 from airflow_provider_whisul.sandbox import Sandbox
 from tests.support import FakeClock
 
@@ -111,8 +113,8 @@ class TestSharedSession:
     ) -> None:
         job_id = submit("a song")
         made: list[aiohttp.ClientSession] = []
-        original = whisul._new_session
-        monkeypatch.setattr(whisul, "_new_session", lambda *args: made.append(original(*args)) or made[-1])
+        original = whisul_async._new_session
+        monkeypatch.setattr(whisul_async, "_new_session", lambda *args: made.append(original(*args)) or made[-1])
 
         async def main() -> None:
             hooks = [WhisulAsyncHook() for _ in range(20)]
@@ -133,8 +135,8 @@ class TestSharedSession:
     ) -> None:
         connect(monkeypatch, self_signed, verify=str(ca_file), max_requests_per_second=1e6)
         made: list[object] = []
-        original = whisul._tls_context
-        monkeypatch.setattr(whisul, "_tls_context", lambda account: made.append(original(account)) or made[-1])
+        original = whisul_async._tls_context
+        monkeypatch.setattr(whisul_async, "_tls_context", lambda account: made.append(original(account)) or made[-1])
 
         async def main() -> None:
             looks = [asyncio.create_task(WhisulAsyncHook().get_job("some-job")) for _ in range(20)]
@@ -158,7 +160,7 @@ class TestSharedSession:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert not whisul._SHARED_SESSIONS[asyncio.get_running_loop()]
+            assert not whisul_async._SHARED_SESSIONS[asyncio.get_running_loop()]
 
         run(main())
         gc.collect()
@@ -212,8 +214,8 @@ class TestSurroundings:
 
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        account = whisul.WhisulAccount("https://whisul.com/api", "some-key")
-        assert whisul._proxy(account) == proxy
+        account = WhisulAccount("https://whisul.com/api", "some-key")
+        assert whisul_async._proxy(account) == proxy
         assert select_proxy(account.base_url, get_environ_proxies(account.base_url)) == proxy
 
     def test_an_unverifiable_certificate(self, monkeypatch: pytest.MonkeyPatch, self_signed: str) -> None:

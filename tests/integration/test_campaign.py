@@ -43,7 +43,8 @@ from airflow_provider_whisul.exceptions import (
     WhisulServerError,
     WhisulUnauthorizedError,
 )
-from airflow_provider_whisul.hooks.whisul import _GATES, WhisulHook
+from airflow_provider_whisul.hooks.whisul import WhisulHook
+from airflow_provider_whisul.hooks.whisul_async import _GATES
 from airflow_provider_whisul.operators.whisul import XCOM_JOB_ID, WhisulGenerateOperator
 from airflow_provider_whisul.retry_policy import WHISUL_RETRY_POLICY
 from airflow_provider_whisul.sandbox import LoggedRequest, Sandbox, SandboxJob, SandboxOptions

@@ -20,7 +20,7 @@ from airflow_provider_whisul.exceptions import (
     WhisulServerError,
     WhisulUnauthorizedError,
 )
-from airflow_provider_whisul.hooks import whisul as hooks
+from airflow_provider_whisul.hooks import whisul_async
 from airflow_provider_whisul.pace import MAX_CONSECUTIVE_BLIPS
 from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions
 from airflow_provider_whisul.triggers.whisul import WhisulJobTrigger, song_from_event
@@ -236,7 +236,7 @@ def test_cancelled_it_leaves_nothing_open(virtually: Callable[..., Any]) -> None
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert not hooks._SHARED_SESSIONS[waiting.loop]
+        assert not whisul_async._SHARED_SESSIONS[waiting.loop]
 
     virtually(main)
 

@@ -86,7 +86,7 @@ from airflow_provider_whisul.triggers.whisul import WhisulJobTrigger
 loaded_in = []
 
 def note(event, arguments):
-    if event == "import" and arguments[0] == "airflow_provider_whisul.hooks.whisul":
+    if event == "import" and arguments[0] == "airflow_provider_whisul.hooks.whisul_async":
         loaded_in.append(threading.current_thread() is threading.main_thread())
 
 async def main():
