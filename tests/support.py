@@ -1,14 +1,18 @@
-"""What several test modules share: time that is driven, and the way to a sandbox."""
+"""What several test modules share: time that is driven, the way to a sandbox, and a proxy."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import selectors
+import socket
 import subprocess
+import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -172,3 +176,51 @@ def outcome_of(process: subprocess.Popen[str]) -> Any:
     """Return what ``tests.land_songs`` has come to, once it has."""
     out, _ = process.communicate(timeout=100)
     return json.loads(out.splitlines()[-1])
+
+
+#: What the server behind the certificate of the tests has at /song.wav.
+A_SONG = b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(24)
+
+
+class Proxy(ThreadingHTTPServer):
+    """
+    The way out of a company's network: it knows the way to ``whisul.test``, which nobody else does.
+
+    :param port: Where ``whisul.test`` is on this machine.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Tunnel)
+        self.port = port
+        self.asked: list[tuple[str, dict[str, str]]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Tunnel(BaseHTTPRequestHandler):
+    server: Proxy
+
+    def do_CONNECT(self) -> None:
+        self.server.asked.append((self.path, dict(self.headers)))
+        with socket.create_connection(("127.0.0.1", self.server.port)) as there:
+            self.send_response(200)
+            self.end_headers()
+            back = threading.Thread(target=_pour, args=(there, self.connection))
+            back.start()
+            _pour(self.connection, there)
+            back.join()
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def _pour(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)

@@ -133,6 +133,8 @@ class WhisulAsyncHook(BaseHook):
                 request.method,
                 account.base_url + request.path,
                 json=request.json,
+                # Not with the session's own headers: aiohttp gives those to a proxy too.
+                headers={"Authorization": f"Bearer {account.api_key}"},
                 proxy=shared.proxy,
                 allow_redirects=False,
             ) as response:
@@ -211,7 +213,7 @@ def _gate(account: WhisulAccount, clock: Clock) -> Gate:
 
 def _new_session(account: WhisulAccount, tls: ssl.SSLContext | bool) -> aiohttp.ClientSession:
     session = aiohttp.ClientSession(
-        headers={**HEADERS, "Authorization": f"Bearer {account.api_key}"},
+        headers=HEADERS,
         timeout=aiohttp.ClientTimeout(total=account.timeout),
         # Longer than the usual poll interval, so that a single job's polls share a connection too.
         connector=aiohttp.TCPConnector(ssl=tls, keepalive_timeout=60),

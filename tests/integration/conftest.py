@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from airflow import __version__ as airflow_version
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.support import A_SONG, Proxy
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,7 +29,7 @@ def _metadata_database() -> None:
 
 @pytest.fixture(scope="session")
 def ca_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1 that only itself vouches for, and its key beside it."""
+    """A certificate for 127.0.0.1 and whisul.test that only itself vouches for, and its key beside it."""
     folder = tmp_path_factory.mktemp("tls")
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "sandbox")])
@@ -39,7 +42,10 @@ def ca_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1")), x509.DNSName("whisul.test")]),
+            critical=False,
+        )
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
@@ -52,9 +58,12 @@ def ca_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class _NoSuchJob(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.send_response(404)
-        self.send_header("Content-Length", "0")
+        body = A_SONG if self.path.startswith("/song.wav") else b""
+        self.send_response(200 if body else 404)
+        self.send_header("Content-Type", "audio/wav")
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -73,3 +82,16 @@ def self_signed(ca_file: Path) -> Iterator[str]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def proxy(self_signed: str, ca_file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy that the environment names, as the only way to ``https://whisul.test``."""
+    with Proxy(urlsplit(self_signed).port or 0) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        monkeypatch.setenv("HTTPS_PROXY", server.url)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(ca_file))
+        yield server
+        server.shutdown()
+        thread.join()

@@ -30,7 +30,7 @@ from airflow_provider_whisul.hooks import whisul_async
 from airflow_provider_whisul.hooks.whisul import WhisulHook
 from airflow_provider_whisul.hooks.whisul_async import WhisulAsyncHook
 from airflow_provider_whisul.sandbox import Sandbox
-from tests.support import FakeClock
+from tests.support import FakeClock, Proxy
 
 
 def connect(monkeypatch: pytest.MonkeyPatch, host: str, **extra: object) -> None:
@@ -232,3 +232,11 @@ class TestSurroundings:
             monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(ca_file))
         with pytest.raises(WhisulJobNotFoundError):
             run(WhisulAsyncHook().get_job("some-job"))
+
+    def test_the_way_through_a_proxy(self, monkeypatch: pytest.MonkeyPatch, proxy: Proxy) -> None:
+        connect(monkeypatch, "https://whisul.test")
+        with pytest.raises(WhisulJobNotFoundError):
+            run(WhisulAsyncHook().get_job("some-job"))
+        ((asked, headers),) = proxy.asked
+        assert asked == "whisul.test:443"
+        assert not {"authorization", "proxy-authorization"} & {name.lower() for name in headers}

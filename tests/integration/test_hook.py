@@ -29,7 +29,7 @@ from airflow_provider_whisul.exceptions import (
 )
 from airflow_provider_whisul.hooks.whisul import WhisulHook
 from airflow_provider_whisul.sandbox import Sandbox
-from tests.support import NOON, FakeClock
+from tests.support import NOON, FakeClock, Proxy
 
 StartSandbox = Callable[..., Sandbox]
 
@@ -407,3 +407,11 @@ class TestConnection:
         connect(monkeypatch, self_signed, verify=str(ca_file))
         with pytest.raises(WhisulJobNotFoundError):
             hook.get_job("some-job")
+
+    def test_the_way_through_a_proxy(self, hook: WhisulHook, monkeypatch: pytest.MonkeyPatch, proxy: Proxy) -> None:
+        connect(monkeypatch, "https://whisul.test")
+        with pytest.raises(WhisulJobNotFoundError):
+            hook.get_job("some-job")
+        ((asked, headers),) = proxy.asked
+        assert asked == "whisul.test:443"
+        assert not {"authorization", "proxy-authorization"} & {name.lower() for name in headers}

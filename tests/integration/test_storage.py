@@ -34,7 +34,7 @@ from airflow_provider_whisul.hooks.whisul import WhisulHook
 from airflow_provider_whisul.landing import song_name
 from airflow_provider_whisul.operators.whisul_storage import WhisulToObjectStorageOperator
 from airflow_provider_whisul.sandbox import Sandbox
-from tests.support import FakeClock, TaskContext, fetched, outcome_of
+from tests.support import A_SONG, FakeClock, Proxy, TaskContext, fetched, outcome_of
 
 LARGE = "500MB" if Version(airflow_version) >= Version("3.3") else "150MB"
 MOST_GROWTH_KB = 40_000
@@ -672,6 +672,12 @@ def test_no_proxy_is_asked_for_what_is_on_this_machine(
     songs = make_songs("a waltz")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     assert land(songs)["count"] == 1
+
+
+def test_songs_come_through_a_proxy(host: Host, land: Land, store: Path, proxy: Proxy) -> None:
+    manifest = land(host.song(song_url="https://whisul.test/song.wav?signature=secret"))
+    assert (store / manifest["songs"][0]["audio"]["name"]).read_bytes() == A_SONG
+    assert [asked for asked, _ in proxy.asked] == ["whisul.test:443"]
 
 
 @pytest.mark.parametrize("whole", [True, False])
