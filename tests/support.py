@@ -194,6 +194,7 @@ class Proxy(ThreadingHTTPServer):
     def __init__(self, port: int) -> None:
         super().__init__(("127.0.0.1", 0), _Tunnel)
         self.port = port
+        self.status = 200
         self.asked: list[tuple[str, dict[str, str]]] = []
 
     @property
@@ -206,6 +207,10 @@ class _Tunnel(BaseHTTPRequestHandler):
 
     def do_CONNECT(self) -> None:
         self.server.asked.append((self.path, dict(self.headers)))
+        if self.server.status != 200:
+            self.send_response(self.server.status)
+            self.end_headers()
+            return
         with socket.create_connection(("127.0.0.1", self.server.port)) as there:
             self.send_response(200)
             self.end_headers()

@@ -19,9 +19,11 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import aiohttp
+import yarl
 from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
 from airflow.providers.common.compat.sdk import BaseHook
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
+from urllib3.util import make_headers
 
 from airflow_provider_whisul import metrics
 from airflow_provider_whisul.account import DEFAULT_CONN_ID, WhisulAccount
@@ -136,6 +138,7 @@ class WhisulAsyncHook(BaseHook):
                 # Not with the session's own headers: aiohttp gives those to a proxy too.
                 headers={"Authorization": f"Bearer {account.api_key}"},
                 proxy=shared.proxy,
+                proxy_headers=shared.proxy_headers,
                 allow_redirects=False,
             ) as response:
                 body, complete = await _read_body_async(response)
@@ -154,7 +157,8 @@ class WhisulAsyncHook(BaseHook):
 @dataclass
 class _SharedSession:
     session: aiohttp.ClientSession
-    proxy: str | None
+    proxy: yarl.URL | None
+    proxy_headers: dict[str, str]
     users: int = 0
 
 
@@ -170,7 +174,7 @@ async def _shared_session(account: WhisulAccount) -> AsyncIterator[_SharedSessio
     if account not in sessions:
         tls, proxy = await _surroundings(account)
         if account not in sessions:
-            sessions[account] = _SharedSession(_new_session(account, tls), proxy)
+            sessions[account] = _SharedSession(_new_session(account, tls), *_apart_from_password(proxy))
     shared = sessions[account]
     shared.users += 1
     try:
@@ -233,6 +237,15 @@ def _tls_context(account: WhisulAccount) -> ssl.SSLContext | bool:
     ca = account.verify if isinstance(account.verify, str) else None
     ca = ca or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or DEFAULT_CA_BUNDLE_PATH
     return ssl.create_default_context(capath=ca) if os.path.isdir(ca) else ssl.create_default_context(cafile=ca)
+
+
+def _apart_from_password(proxy: str | None) -> tuple[yarl.URL | None, dict[str, str]]:
+    """Return a proxy's URL without user and password, and the header that has them: aiohttp's errors name the URL."""
+    if proxy is None:
+        return None, {}
+    url = yarl.URL(proxy)
+    headers = make_headers(proxy_basic_auth=f"{url.user}:{url.password or ''}") if url.user else {}
+    return url.with_user(None), headers
 
 
 def _proxy(account: WhisulAccount) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
 import json
 import os
@@ -240,3 +241,17 @@ class TestSurroundings:
         ((asked, headers),) = proxy.asked
         assert asked == "whisul.test:443"
         assert not {"authorization", "proxy-authorization"} & {name.lower() for name in headers}
+
+    def test_a_proxy_that_wants_a_password(self, monkeypatch: pytest.MonkeyPatch, proxy: Proxy) -> None:
+        connect(monkeypatch, "https://whisul.test")
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("://", "://somebody:pass%40word@"))
+        with pytest.raises(WhisulJobNotFoundError):
+            run(WhisulAsyncHook().get_job("some-job"))
+        ((_, headers),) = proxy.asked
+        assert {name.lower(): value for name, value in headers.items()}["proxy-authorization"] == (
+            "Basic " + base64.b64encode(b"somebody:pass@word").decode()
+        )
+        proxy.status = 407
+        with pytest.raises(WhisulConnectionError, match="407") as raised:
+            run(WhisulAsyncHook().get_job("some-job"))
+        assert "word" not in str(raised.value)
