@@ -153,6 +153,7 @@ class Gate:
     def _learn(self, ticket: int, turn: Turn) -> None:
         now = self._loop.time()
         news = self.pace.answered(now, ticket, turn.limited, turn.retry_after, self._clock.random())
+        self._call_next()
         if news and self.blocked_until is not None:
             log.warning(
                 "Whisul limits the requests of this API key. None goes before %s, so that the block can end.",
@@ -160,4 +161,3 @@ class Gate:
             )
         elif news:
             log.info("Whisul's block of this API key is over. Going on with %.1f requests per second.", self.pace.rate)
-        self._call_next()

@@ -25,7 +25,8 @@ RATE_LIMIT_LADDER = (5.0, 10.0, 20.0, 40.0, 60.0)
 #: Seconds, least and most, before the same request again after a 5xx or a broken connection.
 BLIP_WAIT = (10.0, 30.0)
 
-#: Seconds after its submission in which a job that is not found is only not there yet.
+#: Seconds after its submission in which a job that is not found is only not there yet, and after it was last there in
+#: which it may only be out of sight.
 APPEARANCE_GRACE = 60.0
 
 #: How often one request is made, all in all, before the hook gives up.
@@ -36,6 +37,9 @@ MAX_CONSECUTIVE_BLIPS = 20
 
 #: Seconds. A worker does not sit out a longer ``Retry-After`` than this: the task fails, and Airflow's retries wait.
 MAX_WORKER_WAIT = 600.0
+
+#: Seconds. A longer ``Retry-After`` makes no sense: a time of day, perhaps, where seconds are due.
+LONGEST_RETRY_AFTER = 86_400.0
 
 #: Seconds. Nobody waits longer than a year, and no ``timedelta`` breaks at it.
 LONGEST = 365 * 86_400.0
@@ -101,7 +105,7 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
             seconds = date.timestamp() - now
         except (ValueError, OverflowError):
             return None
-    return max(seconds, 0.0) if math.isfinite(seconds) else None
+    return max(seconds, 0.0) if -math.inf < seconds <= LONGEST_RETRY_AFTER else None
 
 
 def in_seconds(value: float | timedelta) -> float:

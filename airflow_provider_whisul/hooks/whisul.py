@@ -275,7 +275,7 @@ class WhisulHook(BaseHook):
                 MAX_ATTEMPTS,
             )
 
-        return tenacity.Retrying(
+        retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(
                 lambda error: isinstance(error, WhisulError) and may_send_again(request, error)
             ),
@@ -284,7 +284,13 @@ class WhisulHook(BaseHook):
             before_sleep=tell_of_wait,
             sleep=self.clock.sleep,
             reraise=True,
-        )(attempt)
+        )
+        try:
+            return retrying(attempt)
+        except WhisulRateLimitError as error:
+            # Whoever tries again, in another process, knows nothing of the ladder that was climbed here.
+            error.retry_after = self._quiet_for()
+            raise
 
     def _send(self, request: Request) -> Answer:
         account = self.account

@@ -92,10 +92,12 @@ class TestGenerate:
         assert "again in 5 s" in waits[0]
 
     def test_gives_up_after_six_429s(self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock) -> None:
-        with pytest.raises(WhisulRateLimitError):
+        with pytest.raises(WhisulRateLimitError) as raised:
             hook.generate("a song [sandbox:post-429=9]")
         assert len(sandbox.requests) == 6
         assert clock.slept == [5, 10, 20, 40, 60]
+        # What a later try of the task waits.
+        assert raised.value.retry_after == 60
 
     @pytest.mark.parametrize("form", [True, "date"])
     def test_honours_retry_after_where_longer(
