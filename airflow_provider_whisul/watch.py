@@ -40,6 +40,8 @@ class JobWatch:
     deadline: float
     submitted_at: float | None = None
     _blips: int = field(default=0, init=False)
+    _was_there: bool = field(default=False, init=False)
+    _missing_since: float | None = field(default=None, init=False)
     _last_error: WhisulError | None = field(default=None, init=False)
     _warned_of_status: bool = field(default=False, init=False)
 
@@ -77,6 +79,8 @@ class JobWatch:
         if isinstance(seen, WhisulError):
             return self._after_error(seen, now, chance)
         self._blips = 0
+        self._was_there = True
+        self._missing_since = None
         self._last_error = None
         if seen.failed:
             raise seen.failure()
@@ -109,7 +113,12 @@ class JobWatch:
         return wait
 
     def _may_yet_appear(self, error: WhisulError, now: float) -> bool:
-        return isinstance(error, WhisulJobNotFoundError) and may_yet_appear(self.submitted_at, now)
+        if not isinstance(error, WhisulJobNotFoundError):
+            return False
+        if self._missing_since is None:
+            self._missing_since = now
+        # A job that was there is gone for good when it stays away: what stands before the API says 404 at times too.
+        return may_yet_appear(self.submitted_at, now) or (self._was_there and may_yet_appear(self._missing_since, now))
 
     def _next_wait(self, now: float, wait: float) -> float:
         if now >= self.deadline:

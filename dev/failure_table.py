@@ -66,7 +66,7 @@ CASES: list[tuple[str, WhisulError]] = [
 
 _LADDER = f"again after {', '.join(f'{rung:g}' for rung in RATE_LIMIT_LADDER)} s or `Retry-After`"
 _BLIP = f"again after {BLIP_WAIT[0]:g} to {BLIP_WAIT[1]:g} s"
-_GRACE = f"; within {APPEARANCE_GRACE:g} s of the submission as a 5xx"
+_GRACE = f"; as a 5xx within {APPEARANCE_GRACE:g} s of the submission, or of the first 404 where the job was there"
 
 
 def _again(error: WhisulError) -> str:

@@ -610,6 +610,16 @@ class Judge:
         made = [post.at for one in self.tries for post in one.posts if last and post.job_id == last.job_id]
         return bool(last and made) and last.at - made[-1] >= GRACE - TOLERANCE
 
+    def _just_there(self, missing: LoggedRequest) -> bool:
+        """Return whether a job that is not found was there in this try, and has been missing for less than a minute."""
+        told = [*self.this.posts, *self.this.polls]
+        looks = [request for request in told if request.job_id == missing.job_id and request.at <= missing.at]
+        there = [index for index, look in enumerate(looks) if look.status == 202 or self._informed(look)]
+        if not there:
+            return False
+        since = next(poll.at for poll in looks[there[-1] :] if poll.status == 404)
+        return missing.at - since < GRACE + TOLERANCE
+
     def _at_most_one_submission_per_try(self) -> None:
         """Only what was refused for the rate limit is sent again, and nothing once it may have been accepted."""
         sent_again = [post for post in self.this.posts[:-1] if post.status != 429]
@@ -663,6 +673,7 @@ class Judge:
             if poll.job_id == after.job_id:
                 over = self._informed(poll) and self.jobs[str(poll.job_id)].is_over(poll.at)
                 gone = poll.status == 404 and (self.this.is_sensor or self._long_made(poll))
+                gone = gone and not self._just_there(poll)
                 self._ensure(not (over or gone or poll.status == 401), f"looked again after what was final: {poll}")
 
     def _what_came_to_nothing_is_replaced(self) -> None:

@@ -164,7 +164,6 @@ def test_climbs_the_ladder_on_429(virtually: Callable[..., Any]) -> None:
     ("prompt", "error"),
     [
         ("a song [sandbox:fail]", WhisulJobFailedError),
-        ("a song [sandbox:expired]", WhisulJobNotFoundError),
         ("a song [sandbox:get-401]", WhisulUnauthorizedError),
         ("a song [sandbox:get-404]", WhisulJobNotFoundError),
     ],
@@ -180,6 +179,17 @@ def test_what_no_look_can_mend_ends_it_at_once(
         assert caught.value.job_id == job_id
         statuses = [request.status for request in waiting.sandbox.requests if request.method == "GET"]
         assert set(statuses[:-1]) <= {200}
+
+    virtually(main)
+
+
+def test_a_job_that_stays_away_for_a_minute_is_gone(virtually: Callable[..., Any]) -> None:
+    async def main(waiting: Waiting) -> None:
+        job_id = await waiting.submit("a song [sandbox:expired]")
+        with pytest.raises(WhisulJobNotFoundError, match=job_id):
+            song_from_event(await waiting.event(job_id), job_id)
+        missing = [r.at for r in waiting.sandbox.requests if r.method == "GET" and r.status == 404]
+        assert 60 <= missing[-1] - missing[0] < 90
 
     virtually(main)
 

@@ -120,6 +120,16 @@ def test_known_statuses_are_not_warned_of(caplog: pytest.LogCaptureFixture) -> N
 # --- looks that fail
 
 
+def test_a_job_that_was_there_may_be_out_of_sight_for_a_minute() -> None:
+    gone, watching = WhisulJobNotFoundError("404"), watch()
+    assert watching.after(RUNNING, 100, 0.0) == 10
+    assert [watching.after(gone, now, 0.0) for now in (110, 120, 169)] == [10, 10, 10]
+    assert watching.after(RUNNING, 179, 0.0) == 10
+    assert watching.after(gone, 500, 0.0) == 10
+    with pytest.raises(WhisulJobNotFoundError):
+        watching.after(gone, 560, 0.0)
+
+
 @pytest.mark.parametrize(
     "error",
     [
