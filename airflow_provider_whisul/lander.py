@@ -91,7 +91,7 @@ class SongLander:
                 log.warning("%s", reason)
         landed = landed_song(song, name, files, cover_error)
         self.store.put_json(cast(Mapping[str, object], landed), metadata, self.workdir)
-        self._remove_parts(name)
+        self.remove_parts(name)
         size = sum(file["size"] for file in files.values())
         log.info("Landed %r as %s (%s bytes)", quote(song["title"] or ""), landed["audio"]["name"], f"{size:,}")
         return landed
@@ -143,6 +143,12 @@ class SongLander:
                 job_id=job_id,
             )
 
-    def _remove_parts(self, name: str) -> None:
+    def remove_parts(self, name: str) -> None:
+        """
+        Remove what landings have left unfinished.
+
+        :param name: What the names of the files that it was to become begin with.
+        :raises WhisulStorageError: It could not be removed.
+        """
         for leftover in [entry for entry in self.there if entry.startswith(f"{name}.") and entry.endswith(PART)]:
             self.store.remove(leftover)

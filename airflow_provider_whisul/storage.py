@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from airflow_provider_whisul.api import quote
@@ -147,14 +148,16 @@ class Store:
                 self.fs.put_file(str(file), to, **self._options())
             else:
                 self.fs.makedirs(self.path, exist_ok=True)
+                # Nobody else's: an earlier try may still be running, and write the same file.
+                part = f"{to}.{token_hex(4)}{PART}"
                 try:
-                    self.fs.put_file(str(file), to + PART, **self._options())
-                    self._check(to + PART, size)
-                    self.fs.mv(to + PART, to)
+                    self.fs.put_file(str(file), part, **self._options())
+                    self._check(part, size)
+                    self.fs.mv(part, to)
                 except BaseException:
                     # Room is what is missing most often.
                     with suppress(Exception):
-                        self.fs.rm_file(to + PART)
+                        self.fs.rm_file(part)
                     raise
             self._check(to, size)
 

@@ -135,6 +135,7 @@ class WhisulToObjectStorageOperator(WhisulTask, BaseOperator):
             manifest["count"] = len(landed)
             manifest["failed"] = failed + [_not_landed(*problem) for problem in problems]
             manifest["landed_at"] = datetime.fromtimestamp(self.clock.time(), UTC).isoformat()
+            lander.remove_parts(manifest["manifest"])
             # Looked for again: another run may have been as fast.
             self._refuse_manifest_of_others(store, manifest, store.sizes())
             store.put_json(cast("dict[str, object]", manifest), manifest["manifest"], Path(workdir))

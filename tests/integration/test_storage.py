@@ -20,7 +20,7 @@ from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import AirflowFailException
 from packaging.version import Version
 
-from airflow_provider_whisul import media
+from airflow_provider_whisul import media, storage
 from airflow_provider_whisul.exceptions import (
     WhisulConnectionError,
     WhisulFileExistsError,
@@ -799,7 +799,8 @@ def test_killed_midway_nothing_half_looks_whole_and_nothing_is_fetched_twice(
     assert names(store) - unfinished == whole
 
     # What a process leaves that is killed while it writes.
-    (store / f"{song_name(slow)}.wav.part").write_bytes(b"RIFF half")
+    (store / f"{song_name(slow)}.wav.0123abcd.part").write_bytes(b"RIFF half")
+    (store / "manifest.json.0123abcd.part").write_bytes(b"{")
     assert_whole(store, land(songs))
     times = Counter(request.path.rpartition("/")[2] for request in fetched(sandbox))
     assert times == {
@@ -821,14 +822,18 @@ def test_a_full_disk_of_the_worker(make_songs: Make, land: Land, store: Path, st
     assert_whole(store, land(songs))
 
 
-def test_a_full_disk_of_the_store_ends_the_landing(sandbox: Sandbox, make_songs: Make, land: Land, store: Path) -> None:
+def test_a_full_disk_of_the_store_ends_the_landing(
+    sandbox: Sandbox, make_songs: Make, land: Land, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     songs = make_songs(*(f"waltz number {number}" for number in range(20)))
     name = f"{song_name(songs[1])}.wav"
     store.mkdir(parents=True)
     # A file on a disk that is always full.
-    (store / f"{name}.part").symlink_to("/dev/full")
-    with pytest.raises(WhisulStorageError) as raised:
-        land(songs, max_concurrent_downloads=1)
+    (store / f"{name}.ours.part").symlink_to("/dev/full")
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "token_hex", lambda _: "ours")
+        with pytest.raises(WhisulStorageError) as raised:
+            land(songs, max_concurrent_downloads=1)
     assert f"Could not write file://{store}/{name}" in str(raised.value)
     assert "There is no room left. Make room" in str(raised.value)
     # Nothing is fetched that could not be kept.

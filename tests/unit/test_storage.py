@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_whisul.exceptions import WhisulStorageError
@@ -39,6 +40,22 @@ class Wary(MemoryFileSystem):
     ) -> None:
         self.told = {"chunksize": chunksize, "max_concurrency": max_concurrency, "overwrite": overwrite}
         self.pipe_file(rpath, Path(lpath).read_bytes())
+
+
+class Slow(LocalFileSystem):
+    """Does something else between the two halves of a file."""
+
+    meanwhile: Callable[[], None]
+    #: One of its own for each test.
+    cachable = False
+
+    def put_file(self, lpath: str, rpath: str, **kwargs: Any) -> None:
+        content = Path(lpath).read_bytes()
+        with Path(rpath).open("wb", buffering=0) as file:
+            file.write(content[:3])
+            meanwhile, self.meanwhile = self.meanwhile, lambda: None
+            meanwhile()
+            file.write(content[3:])
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +92,16 @@ def test_a_file_is_put_and_replaced(file: Path, appears_whole: bool) -> None:
     kept.remove("x.mp3")
     kept.remove("x.mp3")
     assert kept.sizes() == {}
+
+
+def test_two_that_put_a_file_at_once_do_not_splice_it(file: Path, tmp_path: Path) -> None:
+    fs = Slow()
+    kept = Store("file://kept", fs, str(tmp_path / "kept"), appears_whole=False)
+    (tmp_path / "other").write_bytes(b"A SONG")
+    fs.meanwhile = lambda: kept.put(tmp_path / "other", "x.mp3")
+    kept.put(file, "x.mp3")
+    assert (tmp_path / "kept" / "x.mp3").read_bytes() == b"a song"
+    assert list(kept.sizes()) == ["x.mp3"]
 
 
 def test_json_is_written_and_read(tmp_path: Path) -> None:
