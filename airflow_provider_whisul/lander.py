@@ -150,5 +150,7 @@ class SongLander:
         :param name: What the names of the files that it was to become begin with.
         :raises WhisulStorageError: It could not be removed.
         """
-        for leftover in [entry for entry in self.there if entry.startswith(f"{name}.") and entry.endswith(PART)]:
-            self.store.remove(leftover)
+        # A copy, made at once: other threads add to it.
+        for entry in list(self.there):
+            if entry.startswith(f"{name}.") and entry.endswith(PART):
+                self.store.remove(entry)

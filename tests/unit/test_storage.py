@@ -12,6 +12,8 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_whisul.exceptions import WhisulStorageError
+from airflow_provider_whisul.lander import SongLander
+from airflow_provider_whisul.media import MediaClient
 from airflow_provider_whisul.storage import Store, telling
 
 
@@ -154,3 +156,18 @@ def test_a_folder_is_no_file(file: Path) -> None:
 def test_what_a_client_raises_says_what_to_do(error: Exception, said: str) -> None:
     with pytest.raises(WhisulStorageError, match=f"Could not write x: .*{said}"), telling("write x"):
         raise error
+
+
+def test_what_is_unfinished_is_found_while_other_songs_land(tmp_path: Path) -> None:
+    class Entry(str):
+        def startswith(self, *args: Any) -> bool:
+            there[f"of-another-thread-{len(there)}.wav"] = 5
+            return super().startswith(*args)
+
+    there: dict[str, int | None] = {Entry("x.part"): None, Entry("x.json"): 5, Entry("y.part"): None}
+    kept = store(MemoryFileSystem())
+    for name in list(there):
+        kept.fs.pipe_file(f"/songs/{name}", b"{}")
+    with MediaClient() as media:
+        SongLander(kept, media, tmp_path, there).remove_parts("x")
+    assert set(kept.sizes()) == {"x.json", "y.part"}
