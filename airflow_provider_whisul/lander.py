@@ -115,7 +115,7 @@ class SongLander:
             raise WhisulMediaExpiredError(f"Job {job_id} came without a URL of its audio.", job_id=job_id)
         local = self.workdir / f"{name}.{role}"
         try:
-            with telling(f"write {local}, on this machine, before it goes to {self.store.url}"):
+            with telling(f"write {local}, on this machine, before it goes to {self.store.url}", OSError):
                 fetched = self.media.fetch(url, local, role, job_id, log.warning)
                 file_name = name + fetched.kind.extension
                 # Clients guess the type that the store keeps with a file from its name.

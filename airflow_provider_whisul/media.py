@@ -57,6 +57,9 @@ LONGEST_WAIT = 30.0
 #: What means that a URL no longer works, not that the host is busy: every other 4xx.
 _TRANSIENT_4XX = (408, 425, 429)
 
+#: What an answer, or a name of a host, can bring the libraries to raise.
+_NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError)
+
 
 @dataclass(frozen=True)
 class FetchedFile:
@@ -225,7 +228,7 @@ class MediaClient:
                 allow_redirects=False,
                 stream=True,
             )
-        except (requests.RequestException, OSError) as error:
+        except _NETWORK_ERRORS as error:
             cause = _innermost(error)
         if isinstance(cause, ssl.SSLCertVerificationError):
             raise WhisulTLSError(
@@ -271,7 +274,7 @@ class MediaClient:
         partial.begin_again()
         length = response.headers.get("Content-Length", "")
         chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
-        partial.total = int(length) if length.isdigit() and not chunked else None
+        partial.total = int(length) if re.fullmatch("[0-9]{1,18}", length) and not chunked else None
         if partial.total is None and not chunked:
             raise _BrokenError(
                 f"{shown(url)} did not say how long the file is, so that nobody could tell if it is whole"
@@ -301,7 +304,7 @@ class MediaClient:
                     since, came = now, 0
             else:
                 return
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+        except _NETWORK_ERRORS as error:
             reason = _reason(_innermost(error))
         raise _BrokenError(f"it broke off: {reason}")
 
@@ -353,4 +356,6 @@ def _reason(error: BaseException) -> str:
     """Return why a connection failed, without the URL that libraries put into their messages."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, UnicodeError):
+        return "no host can have that name"
     return re.sub(r"(Error|Exception)$", "", type(error).__name__) or type(error).__name__

@@ -32,18 +32,19 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def telling(what: str) -> Iterator[None]:
+def telling(what: str, kind: type[Exception] = Exception) -> Iterator[None]:
     """
     Turn whatever a store's client raises into an error that says what was being done.
 
     :param what: As the continuation of "Could not".
+    :param kind: What is turned into one; everything else goes on as it is.
     :raises WhisulStorageError: Something was raised.
     """
     try:
         yield
     except WhisulError:
         raise
-    except Exception as error:
+    except kind as error:
         said = quote(str(error)) or type(error).__name__
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             mend = "There is no room left. Make room, and have the task tried again."

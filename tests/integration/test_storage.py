@@ -576,6 +576,31 @@ def test_a_url_that_is_not_https_is_not_fetched(host: Host, land: Land, url: str
         land(host.song(song_url=url))
 
 
+@pytest.mark.parametrize(
+    ("url", "headers"),
+    [
+        # No name of a host may be that long, or have nothing between its dots.
+        (f"https://{'a' * 64}.example/x?signature=secret", {}),
+        ("/song", {"status": "302", "Location": "https://cdn..example/x?signature=secret"}),
+        ("/song", {"Content_Length": "9" * 5000}),
+        ("/song", {"Content_Length": "\u00b2"}),
+    ],
+)
+def test_an_odd_answer_does_not_stop_the_other_songs(
+    host: Host, land: Land, store: Path, url: str, headers: dict[str, str]
+) -> None:
+    host.answers["/fine"] = answer(200, WAV)
+    host.answers["/song"] = answer(int(headers.pop("status", "200")), WAV, **headers)
+    odd = host.song("odd", song_url=url if url.startswith("https") else host.url + url)
+    songs = [host.song("one", song_url=f"{host.url}/fine"), odd, host.song("two", song_url=f"{host.url}/fine")]
+    manifest = land(songs, max_failures=1, max_concurrent_downloads=1)
+    assert [song["job_id"] for song in manifest["songs"]] == ["one", "two"]
+    (failed,) = manifest["failed"]
+    assert failed["job_id"] == "odd"
+    assert "The audio of job odd did not come whole" in failed["error"]
+    assert "secret" not in failed["error"]
+
+
 def test_no_error_and_no_log_line_holds_the_query_of_a_url(
     host: Host, land: Land, task_log: Callable[[], list[str]], clock: FakeClock
 ) -> None:
