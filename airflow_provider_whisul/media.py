@@ -127,7 +127,7 @@ class MediaClient:
         self._clock = clock
         self._local = threading.local()
         self._sessions: list[requests.Session] = []
-        self._stopped = False
+        self._stopped = threading.Event()
 
     def __enter__(self) -> MediaClient:
         return self
@@ -139,8 +139,8 @@ class MediaClient:
             session.close()
 
     def stop(self) -> None:
-        """End what other threads are fetching, soon."""
-        self._stopped = True
+        """End what other threads are fetching or waiting for, soon: with the next bytes, or the next time-out."""
+        self._stopped.set()
 
     def fetch(self, url: str, to: Path, role: Role, job_id: str, log_wait: Callable[[str], None]) -> FetchedFile:
         """
@@ -175,7 +175,7 @@ class MediaClient:
                     stop=lambda state: state.attempt_number >= MAX_ATTEMPTS or state.upcoming_sleep > MAX_WORKER_WAIT,
                     wait=_wait,
                     before_sleep=log,
-                    sleep=self._clock.sleep,
+                    sleep=self._sleep,
                     reraise=True,
                 )(self._attempt, url, partial, role, job_id)
             except _BrokenError as error:
@@ -198,8 +198,16 @@ class MediaClient:
                 self._check_stopped(job_id)
         return _whole(partial, role)
 
+    def _sleep(self, seconds: float) -> None:
+        """Sleep for so long, or until :meth:`stop`."""
+        if self._clock.sleep is SYSTEM_CLOCK.sleep:
+            self._stopped.wait(seconds)
+        else:
+            # Only the test knows how its time passes.
+            self._clock.sleep(seconds)
+
     def _check_stopped(self, job_id: str) -> None:
-        if self._stopped:
+        if self._stopped.is_set():
             raise WhisulMediaError(f"Fetching job {job_id} was ended with the task.", job_id=job_id)
 
     def _open(self, url: str, partial: _Partial, job_id: str) -> requests.Response:

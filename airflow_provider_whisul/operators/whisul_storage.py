@@ -17,6 +17,7 @@ from airflow_provider_whisul.common import WhisulTask
 from airflow_provider_whisul.exceptions import (
     WhisulError,
     WhisulFileExistsError,
+    WhisulMediaError,
     WhisulMediaExpiredError,
     WhisulStorageError,
 )
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_whisul.lander import SongLander
+    from airflow_provider_whisul.media import MediaClient
     from airflow_provider_whisul.storage import Store
 
 #: How many songs an error names; the task's log names all of them.
@@ -109,6 +111,8 @@ class WhisulToObjectStorageOperator(WhisulTask, BaseOperator):
         self.max_failures = max_failures
         self.max_concurrent_downloads = max_concurrent_downloads
         self.overwrite = overwrite
+        self._media: MediaClient | None = None
+        self._killed = False
 
     def execute(self, context: Context) -> Manifest:
         """Land what is missing, and write the manifest."""
@@ -125,6 +129,9 @@ class WhisulToObjectStorageOperator(WhisulTask, BaseOperator):
         self._refuse_manifest_of_others(store, manifest, there)
         self.log.info("Landing %d songs in %s", len(songs), store.url)
         with TemporaryDirectory(prefix="whisul-") as workdir, MediaClient(clock=self.clock) as media:
+            self._media = media
+            if self._killed:
+                media.stop()
             lander = SongLander(store, media, Path(workdir), there, self.overwrite)
             landed, problems = self._land_all(lander, songs)
             for song, error in problems:
@@ -138,10 +145,24 @@ class WhisulToObjectStorageOperator(WhisulTask, BaseOperator):
             lander.remove_parts(manifest["manifest"])
             # Looked for again: another run may have been as fast.
             self._refuse_manifest_of_others(store, manifest, store.sizes())
+            self._check_killed()
             store.put_json(cast("dict[str, object]", manifest), manifest["manifest"], Path(workdir))
         self.log.info("%d songs are in %s, %d are not", len(landed), store.url, len(manifest["failed"]))
         self._tell_outlets(context, manifest)
         return manifest
+
+    def on_kill(self) -> None:
+        """End the landing, which raises soon: Airflow 3 does no more than call this before it kills the process."""
+        self._killed = True
+        if self._media is not None:
+            self._media.stop()
+
+    def _check_killed(self) -> None:
+        if self._killed:
+            raise WhisulMediaError(
+                "The landing was ended with the task, so that there is no manifest. What is in the store already is "
+                "whole: a retry fetches only what is missing."
+            )
 
     def _empty_manifest(self, context: Context, store: Store) -> Manifest:
         ti = context["ti"]
@@ -177,6 +198,7 @@ class WhisulToObjectStorageOperator(WhisulTask, BaseOperator):
             waiting: dict[Future[LandedSong], Song] = {pool.submit(lander.land, song): song for song in songs}
             while waiting:
                 done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                self._check_killed()
                 for future in done:
                     song = waiting.pop(future)
                     job_id = song["job_id"]

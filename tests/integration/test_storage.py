@@ -792,6 +792,45 @@ def test_a_task_that_is_ended_ends_its_downloads(
     assert names(store) == set()
 
 
+@pytest.mark.parametrize("doing", ["fetching", "waiting"])
+def test_on_airflow_3_a_task_is_ended_only_by_on_kill(
+    host: Host, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doing: str
+) -> None:
+    def endlessly(handler: BaseHTTPRequestHandler) -> None:
+        operator.on_kill()
+        answer(200, WAV, Content_Length=str(1 << 30))(handler)
+        for _ in range(400):
+            handler.wfile.write(bytes(1000))
+            time.sleep(0.02)
+
+    def busy(handler: BaseHTTPRequestHandler) -> None:
+        answer(503, Retry_After="500")(handler)
+        threading.Timer(0.2, operator.on_kill).start()
+
+    host.answers["/song"] = endlessly if doing == "fetching" else busy
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    songs = [host.song(f"job-{index}") for index in range(5)]
+    # On the system's clock: what is waited out is to be cut short.
+    operator = WhisulToObjectStorageOperator(
+        task_id="keep", songs=songs, destination=f"file://{store}", max_failures=5, max_concurrent_downloads=2
+    )
+    began = time.monotonic()
+    with pytest.raises(WhisulMediaError, match=r"ended with the task.*no manifest.*fetches only what is missing"):
+        TaskContext().run(operator)
+    assert time.monotonic() - began < 5
+    assert len(host.requests) <= 2
+    assert names(store) == set()
+    assert not list(tmp_path.glob("whisul-*"))
+
+
+def test_a_task_that_is_ended_before_it_fetches_does_not_begin(host: Host, store: Path) -> None:
+    operator = WhisulToObjectStorageOperator(task_id="keep", songs=host.song(), destination=f"file://{store}")
+    operator.on_kill()
+    with pytest.raises(WhisulMediaError, match="ended with the task"):
+        TaskContext().run(operator)
+    assert host.requests == []
+
+
 # What ends a landing from outside.
 
 
