@@ -667,6 +667,43 @@ def test_another_part_than_was_asked_for_is_not_taken(host: Host, land: Land, st
     assert len(host.requests) == 3
 
 
+@pytest.mark.parametrize(
+    ("validator", "other"),
+    [
+        ({"ETag": '"1"'}, {"ETag": '"2"'}),
+        ({"ETag": '"1"'}, {"ETag": 'W/"1"'}),
+        (
+            {"Last_Modified": "Tue, 17 Feb 2026 12:00:00 GMT"},
+            {"Last_Modified": "Tue, 17 Feb 2026 12:00:01 GMT"},
+        ),
+    ],
+)
+def test_a_part_of_another_version_is_not_taken(
+    host: Host, land: Land, store: Path, validator: dict[str, str], other: dict[str, str]
+) -> None:
+    new = WAV[:12] + b"\x01" * (len(WAV) - 12)
+    content_range = f"bytes 9000-{len(WAV) - 1}/{len(WAV)}"
+    host.answers["/song"] = in_turn(
+        answer(200, WAV[:9000], Content_Length=str(len(WAV)), Accept_Ranges="bytes", **validator),
+        answer(206, new[9000:], Content_Range=content_range, **other),
+        answer(200, new, **other),
+    )
+    (landed,) = land(host.song())["songs"]
+    assert (store / landed["audio"]["name"]).read_bytes() == new
+    assert "Range" not in host.requests[2][1]
+
+
+@pytest.mark.parametrize("headers", [{}, {"ETag": '"1"'}])
+def test_a_part_of_the_same_version_is_taken(host: Host, land: Land, store: Path, headers: dict[str, str]) -> None:
+    content_range = f"bytes 9000-{len(WAV) - 1}/{len(WAV)}"
+    host.answers["/song"] = in_turn(
+        answer(200, WAV[:9000], Content_Length=str(len(WAV)), Accept_Ranges="bytes", ETag='"1"'),
+        answer(206, WAV[9000:], Content_Range=content_range, **headers),
+    )
+    (landed,) = land(host.song())["songs"]
+    assert (store / landed["audio"]["name"]).read_bytes() == WAV
+
+
 def test_more_than_was_said_is_not_taken(host: Host, land: Land, store: Path) -> None:
     host.answers["/song"] = in_turn(
         answer(200, WAV[:9000], Content_Length=str(len(WAV)), Accept_Ranges="bytes", ETag='"1"'),
