@@ -13,6 +13,7 @@ from airflow_provider_whisul.exceptions import (
     WhisulFileExistsError,
     WhisulMediaExpiredError,
     WhisulMediaUnsafeError,
+    WhisulTLSError,
 )
 from airflow_provider_whisul.landing import (
     PART,
@@ -25,7 +26,7 @@ from airflow_provider_whisul.landing import (
     landed_song,
     song_name,
 )
-from airflow_provider_whisul.media import MediaClient
+from airflow_provider_whisul.media import MediaClient, NoCoverError
 from airflow_provider_whisul.storage import Store, telling
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ class SongLander:
         :return: The song as it is in the store now.
         :raises WhisulMediaExpiredError: A URL does not work, and the job was not asked again yet; or the audio's does
             not although it was.
-        :raises WhisulMediaError: The audio, or the cover, could not be fetched.
+        :raises WhisulMediaError: The audio could not be fetched, or the cover could not but may be the next time.
+        :raises WhisulTLSError: The certificate of the audio's host could not be verified.
         :raises WhisulFileExistsError: The name is that of another file.
         :raises WhisulStorageError: The store cannot be read or written.
         """
@@ -79,16 +81,20 @@ class SongLander:
             files.pop(role, None)
             try:
                 self._bring(song, name, role, files)
-            except (WhisulMediaExpiredError, WhisulMediaUnsafeError) as error:
-                expired = isinstance(error, WhisulMediaExpiredError)
-                if expired and asked_again is None:
+            except WhisulMediaExpiredError as error:
+                if asked_again is None:
                     raise
-                reason = f"{error} {asked_again}" if expired else str(error)
+                reason = f"{error} {asked_again}"
                 if role == "audio":
-                    raise type(error)(reason, job_id=job_id, http_status=error.http_status) from None
-                # A song is not given up for its cover.
+                    raise WhisulMediaExpiredError(reason, job_id=job_id, http_status=error.http_status) from None
                 cover_error = reason
-                log.warning("%s", reason)
+            except (WhisulMediaUnsafeError, WhisulTLSError, NoCoverError) as error:
+                if role == "audio":
+                    raise
+                cover_error = str(error)
+        if cover_error is not None:
+            # A song is not given up for its cover.
+            log.warning("%s", cover_error)
         landed = landed_song(song, name, files, cover_error)
         self.store.put_json(cast(Mapping[str, object], landed), metadata, self.workdir)
         self.remove_parts(name)

@@ -50,9 +50,8 @@ MAX_ATTEMPTS = 6
 #: Redirects that are followed for one file.
 MAX_REDIRECTS = 5
 
-#: Seconds to wait before the second attempt; doubled before each later one, up to the most.
+#: Seconds to wait before the second attempt; doubled before each later one.
 FIRST_WAIT = 1.0
-LONGEST_WAIT = 30.0
 
 #: What means that a URL no longer works, not that the host is busy: every other 4xx.
 _TRANSIENT_4XX = (408, 425, 429)
@@ -82,6 +81,14 @@ class _BrokenError(Exception):
     def __init__(self, what: str, retry_after: float | None = None) -> None:
         super().__init__(what)
         self.retry_after = retry_after
+
+
+class _WrongKindError(_BrokenError):
+    """It came whole, and is not what it should be."""
+
+
+class NoCoverError(Exception):
+    """What a song has as its cover comes whole, and is none. Its text holds no query of a URL."""
 
 
 @dataclass
@@ -155,6 +162,7 @@ class MediaClient:
         :raises WhisulMediaUnsafeError: The URL, or where it redirects to, is not https. Nothing was fetched from there.
         :raises WhisulMediaExpiredError: The host says that this URL does not work, or no longer.
         :raises WhisulTLSError: The host's certificate could not be verified.
+        :raises NoCoverError: It should be a cover, and what comes in its place is none, also in the sixth attempt.
         :raises WhisulMediaError: It did not come whole in six attempts, or is not what it should be.
         :raises OSError: It could not be written.
         """
@@ -168,7 +176,7 @@ class MediaClient:
 
         with to.open("w+b") as file:
             partial = _Partial(file)
-            problem = ""
+            problem, wrong_kind = "", False
             try:
                 return tenacity.Retrying(
                     retry=tenacity.retry_if_exception_type(_BrokenError),
@@ -179,12 +187,14 @@ class MediaClient:
                     reraise=True,
                 )(self._attempt, url, partial, role, job_id)
             except _BrokenError as error:
-                problem = str(error)
+                problem, wrong_kind = str(error), isinstance(error, _WrongKindError)
             # Not from within the handler: what led to it may hold the whole URL, and would be shown with it.
+            what = f"The {role} of job {job_id} did not come whole from {shown(url)}"
+            failed = f"{what} in {MAX_ATTEMPTS} attempts: {problem}."
+            if role == "cover" and wrong_kind:
+                raise NoCoverError(failed)
             raise WhisulMediaError(
-                f"The {role} of job {job_id} did not come whole from {shown(url)} in {MAX_ATTEMPTS} attempts: "
-                f"{problem}. The song is still Whisul's to give: a retry fetches what is missing.",
-                job_id=job_id,
+                f"{failed} The song is still Whisul's to give: a retry fetches what is missing.", job_id=job_id
             )
 
     def _attempt(self, url: str, partial: _Partial, role: Role, job_id: str) -> FetchedFile:
@@ -340,14 +350,14 @@ def _whole(partial: _Partial, role: Role) -> FetchedFile:
     if kind is None:
         partial.begin_again()
         what = f"a file of {size:,} bytes that is no {role}" if size else "an empty file"
-        raise _BrokenError(f"the host sent {what} (Content-Type {content_type[:60]!r})")
+        raise _WrongKindError(f"the host sent {what} (Content-Type {content_type[:60]!r})")
     return FetchedFile(size, digest, kind)
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     asked = (error.retry_after if isinstance(error, _BrokenError) else None) or 0.0
-    return max(min(FIRST_WAIT * 2.0 ** (state.attempt_number - 1), LONGEST_WAIT), asked)
+    return max(FIRST_WAIT * 2.0 ** (state.attempt_number - 1), asked)
 
 
 def _content_range(value: str) -> tuple[int, int] | None:

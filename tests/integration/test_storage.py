@@ -345,6 +345,45 @@ class TestExpired:
         assert [request.status for request in fetched(sandbox)] == [200, 404, 404]
 
 
+class TestCovers:
+    """A song is not given up for its cover."""
+
+    @pytest.mark.parametrize(
+        ("body", "content_type", "said"),
+        [
+            (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "image/svg+xml", "a file of 41 bytes that is no cover"),
+            (b"<!DOCTYPE html>", "text/html", "a file of 15 bytes that is no cover"),
+            (b"", "image/png", "an empty file"),
+        ],
+    )
+    def test_that_are_no_picture(
+        self, host: Host, land: Land, store: Path, body: bytes, content_type: str, said: str
+    ) -> None:
+        host.answers["/song"] = answer(200, WAV)
+        host.answers["/cover"] = answer(200, body, Content_Type=content_type)
+        (landed,) = land(host.song(image_url=f"{host.url}/cover?signature=secret"))["songs"]
+        assert landed["cover"] is None
+        assert f"the host sent {said} (Content-Type {content_type!r})" in landed["cover_error"]
+        assert "secret" not in landed["cover_error"]
+        assert names(store) == {"manifest.json", landed["metadata"], landed["audio"]["name"]}
+        assert len(host.requests) == 1 + media.MAX_ATTEMPTS
+
+    def test_from_a_host_whose_certificate_cannot_be_verified(self, host: Host, land: Land, self_signed: str) -> None:
+        host.answers["/song"] = answer(200, WAV)
+        (landed,) = land(host.song(image_url=f"{self_signed}/cover"))["songs"]
+        assert landed["cover"] is None
+        assert "could not be verified" in landed["cover_error"]
+
+    def test_that_may_come_yet_are_waited_for(self, host: Host, land: Land, store: Path) -> None:
+        host.answers |= {"/song": answer(200, WAV), "/cover": answer(500)}
+        song = host.song(image_url=f"{host.url}/cover")
+        with pytest.raises(WhisulMediaError, match="The cover of job some-job did not come whole"):
+            land(song)
+        host.answers["/cover"] = answer(200, PNG)
+        assert_whole(store, land(song))
+        assert [path for path, _ in host.requests].count("/song") == 1
+
+
 class TestOtherFiles:
     def test_are_not_overwritten(self, sandbox: Sandbox, make_songs: Make, land: Land, store: Path) -> None:
         (song,) = make_songs("a waltz")
