@@ -249,7 +249,8 @@ def kind_of(role: Role, head: bytes, content_type: str) -> Kind | None:
             return kind if is_role == role else None
     media_type = content_type.partition(";")[0].strip().lower()
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not text or text.startswith((b"<", b"{", b"[")):
+    # A page or an error, also a plain one such as "error code: 1015". No audio and no image is nothing but text.
+    if text.startswith((b"<", b"{", b"[")) or re.fullmatch(rb"[\t\n\r\x20-\x7e]*", text):
         return None
     if not re.fullmatch(rf"{'audio' if role == 'audio' else 'image'}/[a-z0-9.+-]+", media_type):
         return None

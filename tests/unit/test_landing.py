@@ -127,7 +127,7 @@ class TestKinds:
             ("cover", JPEG, "", ".jpg"),
             ("cover", b"RIFF1234WEBP", "", ".webp"),
             # Of a kind that is not known here.
-            ("audio", b"NEWCODEC", "audio/x-new; rate=1", ".bin"),
+            ("audio", b"NEWCODEC\x01", "audio/x-new; rate=1", ".bin"),
             ("cover", b"BM6\x00", "image/bmp", ".bmp"),
         ],
     )
@@ -145,8 +145,12 @@ class TestKinds:
             ("audio", b"\xef\xbb\xbf <html>", "audio/mpeg"),
             ("audio", b'{"error": "no"}', "audio/mpeg"),
             ("audio", b"\xff\xfe<\0h\0t\0", "text/html"),
-            ("audio", b"NEWCODEC", "application/octet-stream"),
-            ("audio", b"NEWCODEC", "audio/../../x"),
+            ("audio", b"error code: 1015", "audio/mpeg"),
+            ("audio", b"error code: 1015".ljust(64, b"\n"), "audio/mpeg"),
+            ("audio", b"\xef\xbb\xbfNot Found\r\n", "audio/mpeg"),
+            ("cover", b"Not Found", "image/jpeg"),
+            ("audio", b"NEWCODEC\x01", "application/octet-stream"),
+            ("audio", b"NEWCODEC\x01", "audio/../../x"),
             ("audio", PNG, "audio/mpeg"),
             ("cover", WAV, "image/png"),
             ("cover", b"\x1f\x8b\x08", "application/gzip"),
