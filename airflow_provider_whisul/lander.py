@@ -53,12 +53,13 @@ class SongLander:
     there: dict[str, int | None]
     overwrite: bool = False
 
-    def land(self, song: Song, asked_again: str | None = None) -> LandedSong:
+    def land(self, song: Song, asked_again: Mapping[Role, str] | None = None) -> LandedSong:
         """
         Fetch what of a song is not in the store yet, and put it there.
 
         :param song: The song.
-        :param asked_again: What asking its job for other URLs has brought, as a sentence; None if that was not done.
+        :param asked_again: What asking its job for other URLs has brought for each file, as a sentence; None if that
+            was not done.
         :return: The song as it is in the store now.
         :raises WhisulMediaExpiredError: A URL does not work, and the job was not asked again yet; or the audio's does
             not although it was.
@@ -84,7 +85,7 @@ class SongLander:
             except WhisulMediaExpiredError as error:
                 if asked_again is None:
                     raise
-                reason = f"{error} {asked_again}"
+                reason = f"{error} {asked_again[role]}"
                 if role == "audio":
                     raise WhisulMediaExpiredError(reason, job_id=job_id, http_status=error.http_status) from None
                 cover_error = reason

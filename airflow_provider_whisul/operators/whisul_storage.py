@@ -26,6 +26,7 @@ from airflow_provider_whisul.landing import (
     LandedSong,
     Manifest,
     PassedOver,
+    Role,
     event_extra,
     is_of_same_task,
     manifest_name,
@@ -127,7 +128,7 @@ class WhisulToObjectStorageOperator(WhisulTask, BaseOperator):
         there = store.sizes()
         manifest = self._empty_manifest(context, store)
         self._refuse_manifest_of_others(store, manifest, there)
-        self.log.info("Landing %d songs in %s", len(songs), store.url)
+        self.log.info("Landing %d song%s in %s", len(songs), "" if len(songs) == 1 else "s", store.url)
         with TemporaryDirectory(prefix="whisul-") as workdir, MediaClient(clock=self.clock) as media:
             self._media = media
             if self._killed:
@@ -193,6 +194,7 @@ class WhisulToObjectStorageOperator(WhisulTask, BaseOperator):
         landed: dict[str, LandedSong] = {}
         problems: list[Problem] = []
         asked: set[str] = set()
+        away: WhisulError | None = None
         pool = ThreadPoolExecutor(self.max_concurrent_downloads, "whisul-landing")
         try:
             waiting: dict[Future[LandedSong], Song] = {pool.submit(lander.land, song): song for song in songs}
@@ -209,8 +211,15 @@ class WhisulToObjectStorageOperator(WhisulTask, BaseOperator):
                             if job_id in asked:
                                 raise
                             asked.add(job_id)
-                            # In this thread alone: the hook, and Airflow's connections, are not for several.
-                            fresh, brought = self._ask_again(song, expired)
+                            if away is not None:
+                                raise _nobody_knows(expired, away) from None
+                            try:
+                                # In this thread alone: the hook, and Airflow's connections, are not for several.
+                                fresh, brought = self._ask_again(song, expired)
+                            except WhisulError as error:
+                                # Asking takes minutes where nobody answers: not for song after song.
+                                away = error
+                                raise _nobody_knows(expired, away) from error
                             waiting[pool.submit(lander.land, fresh, brought)] = fresh
                     except WhisulFileExistsError as error:
                         problems.append((song, error))
@@ -225,13 +234,13 @@ class WhisulToObjectStorageOperator(WhisulTask, BaseOperator):
             pool.shutdown(cancel_futures=True)
         return landed, problems
 
-    def _ask_again(self, song: Song, expired: WhisulMediaExpiredError) -> tuple[Song, str]:
+    def _ask_again(self, song: Song, expired: WhisulMediaExpiredError) -> tuple[Song, dict[Role, str]]:
         """
         Ask a song's job for URLs that work.
 
         :param song: The song.
         :param expired: What became of its URL.
-        :return: The song with what the job says now, and a sentence on what that was.
+        :return: The song with what the job says now, and a sentence for each file on what that was.
         :raises WhisulError: Whisul cannot say at the moment.
         """
         job_id = song["job_id"]
@@ -241,16 +250,22 @@ class WhisulToObjectStorageOperator(WhisulTask, BaseOperator):
         except AirflowException as error:
             if isinstance(error, WhisulError) and error.transient:
                 raise
-            return song, f"Asking the job again brought no other: {error}"
+            return song, dict.fromkeys(URL_FIELDS, f"Asking the job again brought no other: {error}")
         if not job.completed:
-            return song, f"Asking the job again brought no other: it is {job.status} now."
+            return song, dict.fromkeys(URL_FIELDS, f"Asking the job again brought no other: it is {job.status} now.")
         said = job.song()
         fresh = cast(Song, {**said, **{key: value for key, value in song.items() if value}})
-        for field in URL_FIELDS.values():
-            fresh[field] = said[field]
-        if all(fresh[field] == song[field] for field in URL_FIELDS.values()):
-            return fresh, "Asking the job again brought the same URL: only a new submission makes the song anew."
-        return fresh, "Asking the job again brought another URL, which does not work either."
+        brought: dict[Role, str] = {}
+        for role, field in URL_FIELDS.items():
+            # Where the job has none any more, the old one still says what was wrong with it.
+            fresh[field] = said[field] or song[field]
+            if not said[field]:
+                brought[role] = "Asking the job again brought none."
+            elif said[field] == song[field]:
+                brought[role] = "Asking the job again brought the same URL: only a new submission makes the song anew."
+            else:
+                brought[role] = "Asking the job again brought another URL, which does not work either."
+        return fresh, brought
 
     def _tell_outlets(self, context: Context, manifest: Manifest) -> None:
         from airflow.providers.common.compat.sdk import Asset
@@ -258,6 +273,15 @@ class WhisulToObjectStorageOperator(WhisulTask, BaseOperator):
         for outlet in self.outlets or ():
             if isinstance(outlet, Asset):
                 context["outlet_events"][outlet].extra = cast("Any", event_extra(manifest))
+
+
+def _nobody_knows(expired: WhisulMediaExpiredError, away: WhisulError) -> WhisulError:
+    """Return why a song is not landed whose URL has expired while Whisul is away: of a kind that a retry can mend."""
+    return type(away)(
+        f"{expired} Whisul could not say whether there is another: {away} A retry asks again.",
+        job_id=expired.job_id,
+        http_status=away.http_status,
+    )
 
 
 def _not_landed(song: Song, error: WhisulError) -> PassedOver:

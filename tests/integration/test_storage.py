@@ -7,7 +7,7 @@ import json
 import subprocess
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +28,7 @@ from airflow_provider_whisul.exceptions import (
     WhisulMediaError,
     WhisulMediaExpiredError,
     WhisulMediaUnsafeError,
+    WhisulServerError,
     WhisulStorageError,
 )
 from airflow_provider_whisul.hooks.whisul import WhisulHook
@@ -328,6 +329,40 @@ class TestExpired:
         sandbox.revoke_key()
         with pytest.raises(WhisulMediaExpiredError, match="brought no other: Whisul answered 401"):
             land(song)
+
+    def test_where_only_one_of_two_urls_is_another_now(self, host: Host, make_songs: Make, land: Land) -> None:
+        (song,) = make_songs("a waltz [sandbox:media-gone]")
+        host.answers["/cover"] = answer(200, PNG)
+        # The job names another cover than this, and the same audio.
+        with pytest.raises(WhisulMediaExpiredError, match="Asking the job again brought the same URL"):
+            land({**song, "image_url": f"{host.url}/cover"})
+
+    def test_where_the_job_has_none_any_more(self, host: Host, make_songs: Make, land: Land) -> None:
+        (song,) = make_songs("a waltz [sandbox:bare-track]")
+        host.answers |= {"/song": answer(200, WAV), "/gone": answer(404)}
+        urls = {"song_url": f"{host.url}/song", "image_url": f"{host.url}/gone"}
+        (landed,) = land({**song, **urls})["songs"]
+        assert landed["cover"] is None
+        assert f"{host.url}/gone, the cover of job {song['job_id']}, was answered 404" in landed["cover_error"]
+        assert "Asking the job again brought none." in landed["cover_error"]
+        with pytest.raises(WhisulMediaExpiredError, match="/gone, the audio .* Asking the job again brought none"):
+            land({**song, "title": "Another", "song_url": urls["image_url"]})
+
+    def test_where_whisul_is_away_it_is_not_asked_for_song_after_song(
+        self, host: Host, land: Land, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        away = {"conn_type": "whisul", "host": host.url, "password": "a-key"}
+        monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", json.dumps(away))
+        host.answers = defaultdict(lambda: answer(500), {"/gone": answer(403), "/song": answer(200, WAV)})
+        expired = [host.song(f"job-{index}", song_url=f"{host.url}/gone") for index in range(5)]
+        with pytest.raises(WhisulServerError, match="5 of 6 songs are not landed") as raised:
+            land([*expired, host.song("fine")])
+        assert not isinstance(raised.value, AirflowFailException)
+        assert len({path for path, _ in host.requests} - {"/gone", "/song"}) == 1
+        for song in expired:
+            said = f"{host.url}/gone, the audio of job {song['job_id']}, was answered 403: the URL has expired"
+            assert said in str(raised.value)
+        assert str(raised.value).count("Whisul could not say whether there is another") == 5
 
     def test_a_song_is_not_given_up_for_its_cover(
         self, sandbox: Sandbox, make_songs: Make, land: Land, store: Path, task_log: Callable[[], list[str]]
