@@ -73,6 +73,7 @@ class SongLander:
         files = self._accounted_for(metadata, job_id)
         if metadata in self.there and files.get("audio") and all(is_whole(file, self.there) for file in files.values()):
             log.info("%s is in the store already", name)
+            self.remove_parts(name)
             return cast(LandedSong, self.store.read_json(metadata))
         files |= self._accounted_for(name + PART, job_id)
         cover_error = None

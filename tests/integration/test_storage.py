@@ -495,6 +495,18 @@ def test_a_cleared_task_fetches_nothing_again(
     assert len(fetched(sandbox)) == 5
 
 
+def test_what_a_killed_try_left_beside_a_whole_song_is_removed(
+    sandbox: Sandbox, make_songs: Make, land: Land, store: Path
+) -> None:
+    (song,) = make_songs("a waltz")
+    first = land(song)
+    (store / "manifest.json").unlink()
+    for left in (".part", ".json.0123abcd.part"):
+        (store / f"{song_name(song)}{left}").write_text(json.dumps(first["songs"][0]))
+    assert_whole(store, land(song))
+    assert len(fetched(sandbox)) == 2
+
+
 class TestTheEvent:
     def test_carries_what_a_dag_can_start_from(self, make_songs: Make, land: Land, store: Path) -> None:
         from airflow.providers.common.compat.sdk import Asset

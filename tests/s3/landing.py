@@ -172,6 +172,7 @@ def test_killed_midway_nothing_half_looks_whole_and_nothing_is_fetched_twice(
         time.sleep(0.01)
     process.kill()
     process.wait()
+    # What notes the files of the song that is whole goes last, here or in the next try.
     left = set(objects(s3)) - {f"night/{song_name(done)}.part"}
     account = f"night/{song_name(large)}.part"
     assert left == {account, *(f"night/{song_name(done)}.{kind}" for kind in ("json", "wav", "png"))}
