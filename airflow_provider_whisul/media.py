@@ -28,6 +28,7 @@ from requests.auth import AuthBase
 
 from airflow_provider_whisul import __version__
 from airflow_provider_whisul.account import is_loopback
+from airflow_provider_whisul.api import quote
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_whisul.exceptions import WhisulMediaError, WhisulMediaExpiredError, WhisulTLSError
 from airflow_provider_whisul.landing import HEAD_BYTES, Kind, Role, checked_url, kind_of, shown
@@ -55,6 +56,9 @@ FIRST_WAIT = 1.0
 
 #: What means that a URL no longer works, not that the host is busy: every other 4xx.
 _TRANSIENT_4XX = (408, 425, 429)
+
+#: Characters of what a library says of a failure that a message holds.
+_LONGEST_REASON = 200
 
 #: What an answer, or a name of a host, can bring the libraries to raise.
 _NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError)
@@ -381,4 +385,7 @@ def _reason(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, UnicodeError):
         return "no host can have that name"
+    if type(error) is OSError and str(error):
+        # Of a proxy or a CA file that cannot be used.
+        return re.sub(r"\?\S*", "", quote(str(error)))[:_LONGEST_REASON]
     return re.sub(r"(Error|Exception)$", "", type(error).__name__) or type(error).__name__

@@ -828,6 +828,38 @@ def test_songs_come_through_a_proxy(host: Host, land: Land, store: Path, proxy: 
     assert [asked for asked, _ in proxy.asked] == ["whisul.test:443"]
 
 
+def test_a_ca_file_that_is_not_there_is_named(host: Host, land: Land, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/ca.pem")
+    song = host.song(song_url="https://media.example/song?signature=secret")
+    with pytest.raises(
+        WhisulMediaError, match=r"no answer from https://media.example/song: .*/no/such/ca.pem"
+    ) as raised:
+        land(song)
+    assert "secret" not in str(raised.value)
+
+
+def test_a_proxy_that_refuses_is_told(host: Host, land: Land, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", host.url)
+    song = host.song(song_url="https://media.example/song?signature=secret")
+    with pytest.raises(WhisulMediaError, match=r"no answer from .*: Tunnel connection failed: 501") as raised:
+        land(song)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError("Could not find a file,\nnamed /x?signature=secret or so"), "Could not find a file, named /x or so"),
+        (OSError("no end " * 1000), f"{'no end ' * 28}no e"),
+        (OSError(), "OS"),
+        (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
+        (TimeoutError("https://media.example/?signature=secret"), "Timeout"),
+    ],
+)
+def test_why_a_connection_failed_is_told_without_a_query_and_bounded(error: OSError, said: str) -> None:
+    assert media._reason(error) == said
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_chunked_body_is_whole_when_its_end_has_come(host: Host, land: Land, whole: bool) -> None:
     chunk = f"{len(WAV):x}\r\n".encode() + WAV + b"\r\n" + (b"0\r\n\r\n" if whole else b"")
