@@ -70,12 +70,15 @@ class SongLander:
         """
         name, job_id = song_name(song), song["job_id"]
         metadata = f"{name}.json"
-        files = self._accounted_for(metadata, job_id)
+        earlier = self._account(metadata, job_id)
+        files = files_of(earlier, job_id) or {}
         if metadata in self.there and files.get("audio") and all(is_whole(file, self.there) for file in files.values()):
             log.info("%s is in the store already", name)
             self.remove_parts(name)
-            return cast(LandedSong, self.store.read_json(metadata))
-        files |= self._accounted_for(name + PART, job_id)
+            # Not what was read as it is: somebody may have edited it.
+            said = earlier.get("cover_error")
+            return landed_song(song, name, files, said if isinstance(said, str) else None)
+        files |= files_of(self._account(name + PART, job_id), job_id) or {}
         cover_error = None
         for role in URL_FIELDS:
             if is_whole(files.get(role), self.there):
@@ -104,14 +107,16 @@ class SongLander:
         log.info("Landed %r as %s (%s bytes)", quote(song["title"] or ""), landed["audio"]["name"], f"{size:,}")
         return landed
 
-    def _accounted_for(self, name: str, job_id: str) -> dict[Role, LandedFile]:
-        """Return the files that a JSON file in the store accounts for, none if there is no such file."""
+    def _account(self, name: str, job_id: str) -> dict[str, object]:
+        """Return what a JSON file in the store says of a job, nothing if there is no such file."""
         if name not in self.there:
             return {}
-        files = files_of(self.store.read_json(name), job_id)
-        if files is None and not name.endswith(PART):
-            self._refuse(name, job_id)
-        return files or {}
+        content = self.store.read_json(name)
+        if files_of(content, job_id) is None:
+            if not name.endswith(PART):
+                self._refuse(name, job_id)
+            return {}
+        return cast("dict[str, object]", content)
 
     def _bring(self, song: Song, name: str, role: Role, files: dict[Role, LandedFile]) -> None:
         """Fetch one of a song's files and put it into the store, if the song has one."""

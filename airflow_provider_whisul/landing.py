@@ -338,8 +338,8 @@ def files_of(content: object, job_id: str) -> dict[Role, LandedFile] | None:
     files: dict[Role, LandedFile] = {}
     for role in URL_FIELDS:
         match content.get(role):
-            case {"name": str(), "size": int(), "sha256": str(), "content_type": str()} as file:
-                files[role] = cast(LandedFile, file)
+            case {"name": str(name), "size": int(size), "sha256": str(sha256), "content_type": str(content_type)}:
+                files[role] = {"name": name, "size": size, "sha256": sha256, "content_type": content_type}
     return files
 
 

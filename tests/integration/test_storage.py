@@ -507,6 +507,18 @@ def test_what_a_killed_try_left_beside_a_whole_song_is_removed(
     assert len(fetched(sandbox)) == 2
 
 
+@pytest.mark.parametrize("field", ["title", "tags", "metadata", "cover_error"])
+@pytest.mark.parametrize("edit", [{}, {"note": "mine"}, 5])
+def test_metadata_that_was_edited_is_not_what_the_task_returns(
+    make_songs: Make, land: Land, store: Path, field: str, edit: Any
+) -> None:
+    (song,) = make_songs("a waltz")
+    (first,) = land(song)["songs"]
+    edited = {key: value for key, value in first.items() if key != field} | ({field: edit} if edit else {})
+    (store / first["metadata"]).write_text(json.dumps(edited))
+    assert land(song)["songs"] == [first]
+
+
 class TestTheEvent:
     def test_carries_what_a_dag_can_start_from(self, make_songs: Make, land: Land, store: Path) -> None:
         from airflow.providers.common.compat.sdk import Asset
