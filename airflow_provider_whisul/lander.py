@@ -23,6 +23,7 @@ from airflow_provider_whisul.landing import (
     Role,
     files_of,
     is_whole,
+    landed_again,
     landed_song,
     song_name,
 )
@@ -72,12 +73,9 @@ class SongLander:
         metadata = f"{name}.json"
         earlier = self._account(metadata, job_id)
         files = files_of(earlier, job_id) or {}
-        if metadata in self.there and files.get("audio") and all(is_whole(file, self.there) for file in files.values()):
-            log.info("%s is in the store already", name)
-            self.remove_parts(name)
-            # Not what was read as it is: somebody may have edited it.
-            said = earlier.get("cover_error")
-            return landed_song(song, name, files, said if isinstance(said, str) else None)
+        landed = self._landed_already(song, name, earlier) or self._landed_under_its_title(song, name)
+        if landed is not None:
+            return landed
         files |= files_of(self._account(name + PART, job_id), job_id) or {}
         cover_error = None
         for role in URL_FIELDS:
@@ -106,6 +104,27 @@ class SongLander:
         size = sum(file["size"] for file in files.values())
         log.info("Landed %r as %s (%s bytes)", quote(song["title"] or ""), landed["audio"]["name"], f"{size:,}")
         return landed
+
+    def _landed_already(self, song: Song, name: str, earlier: object) -> LandedSong | None:
+        """Return a song that its ``NAME.json`` accounts for, None where anything of it is missing."""
+        files = files_of(earlier, song["job_id"]) or {}
+        if not files.get("audio") or not all(is_whole(file, self.there) for file in files.values()):
+            return None
+        log.info("%s is in the store already", name)
+        self.remove_parts(name)
+        return landed_again(song, name, files, cast(Mapping[str, object], earlier))
+
+    def _landed_under_its_title(self, song: Song, name: str) -> LandedSong | None:
+        """Return a song that came without its title, if an earlier try has asked the job for it and landed the song."""
+        if song["title"] is not None:
+            return None
+        of_job = f"_{name.rpartition('_')[2]}.json"
+        for entry in list(self.there):
+            if entry.endswith(of_job) and entry != f"{name}.json":
+                landed = self._landed_already(song, entry.removesuffix(".json"), self.store.read_json(entry))
+                if landed is not None:
+                    return landed
+        return None
 
     def _account(self, name: str, job_id: str) -> dict[str, object]:
         """Return what a JSON file in the store says of a job, nothing if there is no such file."""

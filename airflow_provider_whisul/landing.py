@@ -326,6 +326,22 @@ def landed_song(song: Song, name: str, files: Mapping[Role, LandedFile], cover_e
     }
 
 
+def landed_again(song: Song, name: str, files: Mapping[Role, LandedFile], earlier: Mapping[str, object]) -> LandedSong:
+    """
+    Return what is kept of a song that an earlier try has landed.
+
+    What that has written is taken only where the song itself does not say, and where it makes sense: somebody may have
+    edited it.
+
+    :param song: The song.
+    :param name: What its files' names begin with.
+    :param files: Its files in the store.
+    :param earlier: What its ``NAME.json`` holds.
+    """
+    told = _read_song({**earlier, **{key: value for key, value in song.items() if value}})
+    return landed_song(told, name, files, _text(earlier.get("cover_error")))
+
+
 def files_of(content: object, job_id: str) -> dict[Role, LandedFile] | None:
     """
     Return the files that a ``NAME.json``, or ``NAME.part``, accounts for; None if it is not one of this job's.

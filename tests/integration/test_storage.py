@@ -162,6 +162,23 @@ def test_a_song_that_was_too_much_for_the_batch_is_asked_for(make_songs: Make, l
     assert manifest["songs"][0]["title"] == song["title"]
 
 
+def test_a_song_whose_title_only_its_job_knew_is_found_when_the_job_is_gone(
+    sandbox: Sandbox, make_songs: Make, land: Land, store: Path
+) -> None:
+    (song,) = make_songs("a waltz")
+    result = {"prompt": "a waltz", "job_id": song["job_id"], "status": "completed", "track": None, "error": None}
+    first = land([result])
+    # Of the same job in name only.
+    (store / f"mine_{song['job_id']}.json").write_text("{}")
+    (store / f"a-b_{song['job_id']}.json").write_text(json.dumps({"job_id": song["job_id"]}))
+    sandbox.revoke_key()
+    assert land([result])["songs"] == first["songs"]
+    assert len(fetched(sandbox)) == 2
+    (store / first["songs"][0]["cover"]["name"]).unlink()
+    with pytest.raises(WhisulMediaExpiredError):
+        land([result])
+
+
 def test_songs_of_mapped_tasks_and_of_mapped_batches_are_each_landed_once(
     make_songs: Make, land: Land, store: Path
 ) -> None:
