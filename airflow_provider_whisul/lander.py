@@ -99,6 +99,9 @@ class SongLander:
             # A song is not given up for its cover.
             log.warning("%s", cover_error)
         landed = landed_song(song, name, files, cover_error)
+        if not earlier:
+            self._look_again(metadata, name, job_id)
+            self._refuse(metadata, job_id)
         self.store.put_json(cast(Mapping[str, object], landed), metadata, self.workdir)
         self.remove_parts(name)
         size = sum(file["size"] for file in files.values())
@@ -152,6 +155,7 @@ class SongLander:
                 file_name = name + fetched.kind.extension
                 # Clients guess the type that the store keeps with a file from its name.
                 local = local.replace(self.workdir / file_name)
+            self._look_again(file_name, name, job_id)
             self._refuse(file_name, job_id)
             files[role] = {
                 "name": file_name,
@@ -166,6 +170,17 @@ class SongLander:
             self.there[file_name] = fetched.size
         finally:
             local.unlink(missing_ok=True)
+
+    def _look_again(self, file_name: str, name: str, job_id: str) -> None:
+        """Note a file that has come since the store was listed, unless another try lands the same song meanwhile."""
+        if file_name in self.there or not self.store.exists(file_name):
+            return
+        for account in (f"{name}.json", name + PART):
+            if self.store.exists(account):
+                files = files_of(self.store.read_json(account), job_id)
+                if files is not None and file_name in (account, *(file["name"] for file in files.values())):
+                    return
+        self.there[file_name] = None
 
     def _refuse(self, name: str, job_id: str) -> None:
         if name in self.there and not self.overwrite:

@@ -120,6 +120,18 @@ class Store:
                 for entry in entries
             }
 
+    def exists(self, name: str) -> bool:
+        """
+        Return whether a file is there now, however long ago the folder was listed.
+
+        :param name: Its name.
+        :raises WhisulStorageError: The store does not say.
+        """
+        path = f"{self.path}/{name}"
+        with telling(f"look for {self.url}/{name}"):
+            self.fs.invalidate_cache(self.fs._parent(path))
+            return bool(self.fs.exists(path))
+
     def read_json(self, name: str) -> object:
         """
         Return what a JSON file holds, None if it is none.

@@ -488,6 +488,38 @@ class TestOtherFiles:
             land(host.song())
         assert (store / "manifest.json").read_text() == "{}"
 
+    @pytest.mark.parametrize("kind", ["wav", "json"])
+    def test_nor_one_of_a_song_s_names_that_comes_meanwhile(
+        self, host: Host, land: Land, store: Path, kind: str
+    ) -> None:
+        theirs = store / f"{song_name(host.song())}.{kind}"
+
+        def serve(handler: BaseHTTPRequestHandler) -> None:
+            store.mkdir(parents=True)
+            theirs.write_text("somebody else's")
+            answer(200, WAV)(handler)
+
+        host.answers["/song"] = serve
+        with pytest.raises(WhisulFileExistsError, match=theirs.name):
+            land(host.song())
+        assert theirs.read_text() == "somebody else's"
+
+    def test_one_that_another_try_of_ours_lands_meanwhile_is_no_other(
+        self, host: Host, land: Land, store: Path
+    ) -> None:
+        def serve(handler: BaseHTTPRequestHandler) -> None:
+            host.answers["/song"] = answer(200, WAV)
+            land(host.song())
+            answer(200, WAV)(handler)
+
+        host.answers["/song"] = serve
+        manifest = land(host.song())
+        assert names(store) == {
+            "manifest.json",
+            manifest["songs"][0]["metadata"],
+            manifest["songs"][0]["audio"]["name"],
+        }
+
     def test_mapped_tasks_share_a_destination(self, make_songs: Make, land: Land, store: Path) -> None:
         for index, song in enumerate(make_songs("a waltz", "a tango")):
             context = TaskContext()
