@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import mimetypes
 import re
+import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -183,7 +183,7 @@ def _text(value: object) -> str | None:
 
 
 def _number(value: object) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return value if is_number else None  # type: ignore[return-value]
 
 

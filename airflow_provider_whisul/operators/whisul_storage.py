@@ -148,7 +148,7 @@ class WhisulToObjectStorageOperator(WhisulTask, BaseOperator):
             self._refuse_manifest_of_others(store, manifest, store.sizes())
             self._check_killed()
             store.put_json(cast("dict[str, object]", manifest), manifest["manifest"], Path(workdir))
-        self.log.info("%d songs are in %s, %d are not", len(landed), store.url, len(manifest["failed"]))
+        self.log.info("Songs in %s: %d, not there: %d", store.url, len(landed), len(manifest["failed"]))
         self._tell_outlets(context, manifest)
         return manifest
 
