@@ -106,11 +106,16 @@ class WhisulJobSensor(WhisulTask, BaseSensorOperator):
                 return self._look_once_then_defer(context)
         try:
             return super().execute(context)
+        except AirflowSkipException as skip:
+            # The sensors' own, which names no job, and has no cause where the time ran out.
+            ended = skip.__cause__ or self._timed_out()
+            raise self._skip(ended) from ended
         except AirflowSensorTimeout as error:
-            raise AirflowSensorTimeout(
-                f"Whisul job {self.job_id} was not over after {self.timeout:g} s, and waiting for it ended. It may "
-                "still be running, and may still complete: clearing this task waits again."
-            ) from error
+            with self._skipping_softly():
+                raise self._timed_out() from error
+        except WhisulError:
+            with self._skipping_softly():
+                raise
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look at the job from the worker, living through what is transient."""
@@ -187,8 +192,17 @@ class WhisulJobSensor(WhisulTask, BaseSensorOperator):
         except AirflowException as error:
             if not (self.soft_fail or self.never_fail):
                 raise
-            asked = "soft_fail" if self.soft_fail else "never_fail"
-            raise AirflowSkipException(f"Skipped, since {asked} is set: {error}") from error
+            raise self._skip(error) from error
+
+    def _skip(self, ended: BaseException) -> AirflowSkipException:
+        asked = "soft_fail" if self.soft_fail else "never_fail"
+        return AirflowSkipException(f"Skipped, since {asked} is set: {ended}")
+
+    def _timed_out(self) -> AirflowSensorTimeout:
+        return AirflowSensorTimeout(
+            f"Whisul job {self.job_id} was not over after {self.timeout:g} s, and waiting for it ended. It may "
+            "still be running, and may still complete: clearing this task waits again."
+        )
 
     def _get_next_poke_interval(self, *args: Any, **kwargs: Any) -> float:
         """Keep ``exponential_backoff`` from starting faster than the API allows."""

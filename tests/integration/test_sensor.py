@@ -244,9 +244,32 @@ class TestPoke:
         assert isinstance(caught.value, AirflowFailException)
 
     @pytest.mark.parametrize("mode", ["poke", "reschedule"])
-    def test_skips_softly(self, make: Make, sandbox: Sandbox, mode: str) -> None:
-        with pytest.raises(AirflowSkipException):
-            TaskContext().run(make(deferrable=False, mode=mode, soft_fail=True))
+    @pytest.mark.parametrize("skip", ["soft_fail", "never_fail"])
+    @pytest.mark.parametrize("fault", ["fail", "get-404", "get-500=6"])
+    def test_skips_softly(
+        self, make: Make, submit: Callable[[str], str], clock: FakeClock, mode: str, skip: str, fault: str
+    ) -> None:
+        job_id = submit(f"a song [sandbox:{fault}]")
+        clock.now += 60
+        context = TaskContext()
+        with pytest.raises(AirflowSkipException, match=f"{skip} is set: .*{job_id}"):
+            context.run(make(job_id=job_id, deferrable=False, mode=mode, **{skip: True}))
+        assert [card["job_id"] for card in context.shown()] == [job_id]
+
+    @pytest.mark.parametrize("mode", ["poke", "reschedule"])
+    @pytest.mark.parametrize("skip", ["soft_fail", "never_fail"])
+    def test_skips_softly_when_the_time_is_up(
+        self, make: Make, submit: Callable[[str], str], mode: str, skip: str
+    ) -> None:
+        job_id = submit("a song [sandbox:forever]")
+        context = TaskContext()
+        # Rescheduled, a sensor counts by the clock on the wall.
+        sensor = make(job_id=job_id, deferrable=False, mode=mode, timeout=1e-6, **{skip: True})
+        with pytest.raises(AirflowSkipException, match=f"{skip} is set: .*{job_id} was not over .* still be running"):
+            context.run(sensor)
+        (card,) = context.shown()
+        assert (card["status"], card["job_id"]) == ("failed", job_id)
+        assert card["error"].startswith(f"Whisul job {job_id} was not over")
 
     def test_exponential_backoff_never_starts_faster_than_the_api_allows(
         self, make: Make, submit: Callable[[str], str], clock: FakeClock
@@ -263,12 +286,15 @@ class TestPoke:
 
 
 class TestReschedule:
+    @pytest.mark.parametrize("skip", ["soft_fail", "never_fail", None])
     def test_gives_the_worker_back_until_the_next_look(
-        self, make: Make, submit: Callable[[str], str], clock: FakeClock
+        self, make: Make, submit: Callable[[str], str], clock: FakeClock, skip: str | None
     ) -> None:
         before = time.time()
+        asked = {skip: True} if skip else {}
+        sensor = make(job_id=submit("a song"), deferrable=False, mode="reschedule", poke_interval=30, **asked)
         with pytest.raises(AirflowException) as caught:
-            TaskContext().run(make(job_id=submit("a song"), deferrable=False, mode="reschedule", poke_interval=30))
+            TaskContext().run(sensor)
         assert type(caught.value).__name__ == "AirflowRescheduleException"
         assert 30 <= caught.value.reschedule_date.timestamp() - before < 40  # type: ignore[attr-defined]
         assert clock.slept == []
