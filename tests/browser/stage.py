@@ -60,9 +60,10 @@ class Stage:
         run = quote(run_id, safe="")
         return f"{self.airflow.ui_url}/dags/{dag_id}/runs/{run}/tasks/{task_id}{mapped}/plugin/whisul-task-tracks"
 
-    def bare_page(self, dag_id: str, run_id: str) -> str:
+    def bare_page(self, dag_id: str, run_id: str, task_id: str | None = None, map_index: int | None = None) -> str:
         """The address of the page that the tab frames."""
-        return f"{self.airflow.ui_url}/whisul-tracks/?dag={dag_id}&run={quote(run_id, safe='')}"
+        task = "" if task_id is None else f"&task={task_id}&map={'' if map_index is None else map_index}"
+        return f"{self.airflow.ui_url}/whisul-tracks/?dag={dag_id}{task}&run={quote(run_id, safe='')}"
 
 
 def find_chromium() -> str:

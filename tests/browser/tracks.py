@@ -6,13 +6,14 @@ Run by ``make test-browser``; its name keeps it out of a plain ``pytest``, which
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from playwright.sync_api import BrowserContext, Frame, FrameLocator, Page, Request, expect
+from playwright.sync_api import BrowserContext, Frame, FrameLocator, Page, Request, Route, expect
 
 from tests.browser.stage import RUN_TIMEOUT, Stage, stage
 
@@ -91,6 +92,8 @@ def admin(on: Stage) -> Iterator[BrowserContext]:
 def page(admin: BrowserContext) -> Iterator[Page]:
     with admin.new_page() as opened:
         yield opened
+        # The page goes on asking while it is closed.
+        opened.unroute_all(behavior="ignoreErrors")
 
 
 def tab(page: Page, address: str) -> FrameLocator:
@@ -105,6 +108,18 @@ def frame_of(page: Page) -> Frame:
 
 def card(frame: FrameLocator | Page, title: str) -> Any:
     return frame.get_by_role("listitem").filter(has=frame.get_by_role("heading", name=title, exact=True))
+
+
+def give(page: Page, **fields: Any) -> None:
+    """Have all the songs say something else."""
+
+    def changed(route: Route) -> None:
+        entry = route.fetch().json()
+        value = entry["value"]
+        songs = json.loads(value) if isinstance(value, str) else value
+        route.fulfill(json={**entry, "value": [{**song, **fields} for song in songs]})
+
+    page.route("**/xcomEntries/*", changed)
 
 
 def test_the_tab_fills_while_the_run_goes_on(on: Stage, late: str, page: Page, begun: dict[str, str]) -> None:
@@ -373,3 +388,215 @@ def test_songs_go_where_the_right_to_see_them_has_gone(
     expect(page.get_by_role("alert")).to_contain_text(words)
     expect(page.get_by_role("status").first).to_have_text("")
     assert page.get_by_role("listitem").count() == 0
+
+
+def test_airflow_3_1_0_is_asked_with_the_token_that_its_ui_keeps(on: Stage, runs: Runs) -> None:
+    """It reads no cookie for its API."""
+    token = on.airflow.token(("admin", on.passwords["admin"]))
+    with on.visitor(None) as context, context.new_page() as page:
+        page.add_init_script(f"localStorage.setItem('token', '{token}')")
+        page.goto(on.bare_page("tracks", runs.all_kinds))
+        expect(page.get_by_role("status").first).to_have_text("14 songs, 3 failed")
+        expect(page.get_by_role("listitem").first.get_by_role("heading")).to_be_visible()
+
+
+def test_a_token_that_is_over_is_asked_with_once(on: Stage, runs: Runs) -> None:
+    with on.visitor(None) as context, context.new_page() as page:
+        asked: list[Request] = []
+        page.on("request", lambda request: asked.append(request) if "/api/" in request.url else None)
+        page.add_init_script("localStorage.setItem('token', 'old')")
+        page.goto(on.bare_page("tracks", runs.all_kinds))
+        expect(page.get_by_role("alert")).to_contain_text("Your session is over.")
+        assert [request.all_headers().get("authorization") for request in asked] == [None, "Bearer old"]
+
+
+@pytest.mark.parametrize(
+    "login",
+    [
+        {"status": 200, "content_type": "text/html", "body": "<!doctype html><title>Log in</title>"},
+        {"status": 302, "headers": {"Location": "https://login.test/"}},
+    ],
+)
+def test_the_login_of_a_proxy_is_a_session_that_is_over(
+    on: Stage, runs: Runs, page: Page, login: dict[str, Any]
+) -> None:
+    page.route("**/api/v2/**", lambda route: route.fulfill(**login))
+    page.goto(on.bare_page("tracks", runs.all_kinds))
+    expect(page.get_by_role("alert")).to_contain_text("Your session is over.")
+
+
+def test_an_airflow_that_hangs_is_told_and_asked_again(on: Stage, runs: Runs, page: Page) -> None:
+    page.add_init_script("const after = AbortSignal.timeout; AbortSignal.timeout = () => after.call(AbortSignal, 200)")
+    held: list[Route] = []
+    page.route("**/dagRuns/*", lambda route: held.append(route))
+    page.goto(on.bare_page("tracks", runs.all_kinds))
+    expect(page.get_by_role("alert")).to_have_text("Airflow did not answer within 30 s. Trying again.")
+    assert held
+
+
+def hurry(page: Page) -> None:
+    """Have the page look again after half a second, and note in ``pauses`` what it would have waited (ms)."""
+    page.add_init_script(
+        """
+        const later = setTimeout;
+        window.pauses = [];
+        setTimeout = (call, ms) => {
+          if (ms >= 10_000) pauses.push(ms);
+          return later(call, Math.min(ms, 500));
+        };
+        """
+    )
+
+
+def give_run(page: Page, **fields: Any) -> None:
+    page.route("**/dagRuns/*", lambda route: route.fulfill(json={**route.fetch().json(), **fields}))
+
+
+def test_a_run_that_is_cleared_is_seen_to_go_on(on: Stage, runs: Runs, page: Page) -> None:
+    listed: list[str] = []
+    page.on("request", lambda request: listed.append(request.url) if "/xcomEntries?" in request.url else None)
+    hurry(page)
+    page.goto(on.bare_page("tracks", runs.all_kinds))
+    count = page.get_by_role("status").first
+    expect(count).to_have_text("14 songs, 3 failed")
+    # While it stays over, it is asked for, but not its songs.
+    while page.evaluate("pauses.length") < 3:
+        page.wait_for_timeout(100)
+    assert page.evaluate("Math.min(...pauses)") >= 60_000
+    assert len(listed) == 1
+
+    give_run(page, state="running", end_date=None)
+    expect(count).to_have_text("14 songs, 3 failed so far")
+    while page.evaluate("pauses.at(-1)") >= 60_000:
+        page.wait_for_timeout(100)
+    give_run(page, state="success", end_date="2031-01-01T00:00:00Z")
+    expect(count).to_have_text("14 songs, 3 failed")
+
+
+def test_a_run_that_was_cleared_and_is_over_again_is_listed_anew(on: Stage, runs: Runs, page: Page) -> None:
+    hurry(page)
+    page.goto(on.bare_page("tracks", runs.all_kinds))
+    count = page.get_by_role("status").first
+    expect(count).to_have_text("14 songs, 3 failed")
+    page.route("**/xcomEntries?*", lambda route: route.fulfill(json={"xcom_entries": [], "total_entries": 0}))
+    give_run(page, end_date="2031-01-01T00:00:00Z")
+    expect(count).to_have_text("This run has made no songs.")
+    expect(page.get_by_role("listitem")).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("failed", "This task ended (failed) without a song; its log says why."),
+        ("upstream_failed", "This task ended (upstream_failed) without a song."),
+    ],
+)
+def test_a_task_that_failed_without_a_song_says_so(on: Stage, runs: Runs, page: Page, state: str, words: str) -> None:
+    page.route("**/taskInstances/submit/0", lambda route: route.fulfill(json={**route.fetch().json(), "state": state}))
+    page.goto(on.bare_page("tracks", runs.all_kinds, "submit", 0))
+    expect(page.get_by_role("status").first).to_have_text(words)
+
+
+def test_cards_that_failed_to_load_can_be_tried_again_without_losing_ones_place(
+    on: Stage, runs: Runs, page: Page
+) -> None:
+    held: list[Route] = []
+    page.route("**/xcomEntries/*", lambda route: route.fulfill(status=503, body="{}"))
+    page.goto(on.bare_page("tracks", runs.all_kinds))
+    first = page.get_by_role("listitem").first
+    words = "This song could not be loaded. Airflow answered 503."
+    expect(first.get_by_text(words)).to_be_visible()
+    expect(first).not_to_have_attribute("aria-busy", re.compile(""))
+
+    page.route("**/xcomEntries/*", lambda route: held.append(route))
+    button = first.get_by_role("button", name="Try again")
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(first.get_by_role("status")).to_have_text("Loading it again…")
+    for route in held:
+        route.fulfill(status=404, body="{}")
+    expect(first.get_by_role("status")).to_have_text("This song could not be loaded. Airflow has it no longer.")
+    expect(button).to_be_focused()
+
+    page.unroute("**/xcomEntries/*")
+    page.keyboard.press("Enter")
+    expect(first.get_by_role("heading")).to_be_focused()
+    expect(first.locator("audio")).to_be_visible()
+
+
+def test_cards_that_failed_to_load_are_filled_when_airflow_is_back(on: Stage, runs: Runs, page: Page) -> None:
+    page.route("**/xcomEntries/*", lambda route: route.fulfill(status=503, body="{}"))
+    hurry(page)
+    page.goto(on.bare_page("tracks", runs.all_kinds))
+    first = page.get_by_role("listitem").first
+    expect(first.get_by_text("This song could not be loaded.")).to_be_visible()
+    page.unroute("**/xcomEntries/*")
+    expect(first.locator("audio")).to_be_visible()
+
+
+def test_a_song_that_cannot_be_played_keeps_the_focus(on: Stage, runs: Runs, page: Page) -> None:
+    page.route("**/media/**", lambda route: route.fulfill(status=404))
+    page.goto(on.bare_page("tracks", runs.all_kinds))
+    first = page.get_by_role("listitem").first
+    first.locator("audio").focus()
+    page.keyboard.press("Space")
+    expect(first.get_by_text("The song cannot be played.")).to_be_focused()
+
+
+def test_a_song_that_is_still_loading_outlives_scrolling(on: Stage, runs: Runs) -> None:
+    with on.visitor("admin", viewport={"width": 320, "height": 400}) as context, context.new_page() as page:
+        held: list[Route] = []
+        page.route("**/media/audio/**", lambda route: held.append(route))
+        page.goto(on.bare_page("tracks", runs.all_kinds))
+        player, other = (page.get_by_role("listitem").nth(index).locator("audio") for index in (0, 1))
+        player.focus()
+        page.keyboard.press("Space")
+        expect(player).to_have_js_property("paused", False)
+        player.evaluate("audio => audio.blur()")
+        page.evaluate("document.scrollingElement.scrollTop = document.scrollingElement.scrollHeight")
+        expect(other).to_have_count(0)
+        expect(player).to_have_count(1)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_no_song_sends_its_viewers_to_airflow_itself(on: Stage, runs: Runs, page: Page, scheme: str) -> None:
+    logout = f"{scheme}://{on.airflow.ui_url.partition('://')[2]}/auth/logout"
+
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    give(page, song_url=logout, image_url=logout)
+    page.goto(on.bare_page("tracks", runs.all_kinds, "batch"))
+    first = page.get_by_role("listitem").first
+    expect(first.get_by_text("There is no address to play it from.")).to_be_visible()
+    expect(first.get_by_text("No cover")).to_be_visible()
+    assert logout not in asked
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("song.flac?part=1", "page.html.flac"), ("song.html", "page html"), ("song", "page html")]
+)
+def test_only_a_song_is_saved(on: Stage, runs: Runs, page: Page, path: str, name: str) -> None:
+    url = f"http://media.test/{path}"
+
+    give(page, song_url=url, image_url=None, title="page.html")
+    headers = {"Access-Control-Allow-Origin": "*", "Content-Type": "text/html"}
+    page.route(url, lambda route: route.fulfill(body="<script>alert(1)</script>", headers=headers))
+    page.goto(on.bare_page("tracks", runs.all_kinds, "batch"))
+    with page.expect_download() as saved:
+        page.get_by_role("listitem").first.get_by_role("link", name="Download").click()
+    assert saved.value.suggested_filename == name
+
+
+def test_cut_texts_are_whole_for_who_is_there_by_keyboard(on: Stage, runs: Runs, page: Page) -> None:
+    give(page, title="long " * 60, prompt="long " * 60, tags=["a tag of some length"] * 10)
+    page.goto(on.bare_page("tracks", runs.all_kinds, "batch"))
+    first = page.get_by_role("listitem").first
+    expect(first.locator("audio")).to_be_visible()
+    cut = "card => [...card.querySelectorAll('.title, .prompt, .tags')].map(it => it.scrollHeight > it.clientHeight)"
+    # To the mouse they stay as they are: what is about to be clicked must not move away.
+    first.locator("audio").click()
+    assert first.evaluate(cut) == [True] * 3
+    link = first.get_by_role("link", name="Open")
+    while not link.evaluate("link => link === document.activeElement"):
+        page.keyboard.press("Tab")
+    assert first.evaluate(cut) == [False] * 3

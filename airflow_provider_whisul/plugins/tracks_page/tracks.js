@@ -11,6 +11,9 @@ const REQUESTS_AT_ONCE = 4;
 const POLL_MS = 10_000;
 // A list that takes long is asked for less often.
 const POLL_SHARE = 20;
+// What is over can be cleared, and so begin anew.
+const POLL_OVER_MS = 60_000;
+const TIMEOUT_MS = 30_000;
 // How far from what is seen a card is made ready.
 const AHEAD = "800px";
 const OVER = new Set(["success", "failed", "skipped", "upstream_failed", "removed"]);
@@ -67,19 +70,61 @@ class Refused extends Error {
   }
 }
 
+function ask(url, headers = {}) {
+  return fetch(url, {
+    credentials: "same-origin",
+    headers: { Accept: "application/json", ...headers },
+    redirect: "manual",
+    signal: AbortSignal.timeout(TIMEOUT_MS),
+  });
+}
+
+// Airflow 3.1.0 reads no cookie for its API: its UI keeps what to say here.
+function storedToken() {
+  try {
+    return localStorage.getItem("token");
+  } catch {
+    return null;
+  }
+}
+
+function isJson(response) {
+  return /\bjson\b/i.test(response.headers.get("Content-Type") ?? "");
+}
+
+async function statusOf(response) {
+  // Airflow's API sends nobody elsewhere, and answers in JSON: that is the login of a proxy in front of it.
+  if (response.type === "opaqueredirect" || (response.ok && !isJson(response))) return 401;
+  // What Airflow says of a token that was revoked. Its UI takes it for the end of the session, too.
+  if (response.status === 403) {
+    const said = await response.json().catch(() => null);
+    if (said?.detail === "Invalid JWT token") return 401;
+  }
+  return response.status;
+}
+
 async function get(url) {
-  const response = await fetch(url, { credentials: "same-origin", headers: { Accept: "application/json" } });
-  if (!response.ok) throw new Refused(response.status);
+  let response = await ask(url);
+  let status = await statusOf(response);
+  const token = status === 401 ? storedToken() : null;
+  if (token) {
+    response = await ask(url, { Authorization: `Bearer ${token}` });
+    status = await statusOf(response);
+  }
+  if (!response.ok || status === 401) throw new Refused(status);
   return response.json();
 }
 
-async function isOver() {
+async function readState() {
   let url = runUrl;
   if (here.task !== null) {
     url = `${tasksUrl}/${encodeURIComponent(here.task)}`;
     if (here.map !== null) url += `/${here.map}`;
   }
-  return OVER.has((await get(url)).state);
+  const { state, start_date, end_date, try_number } = await get(url);
+  // Which end it is: what was cleared has another one.
+  const end = OVER.has(state) ? JSON.stringify([state, start_date, end_date, try_number]) : null;
+  return { state, end };
 }
 
 async function listEntries() {
@@ -152,6 +197,8 @@ function outsideText(name, className, value) {
 function webAddress(value) {
   try {
     const url = new URL(value);
+    // It would be asked for with the viewer's session: the address that logs out, for one. By http and https alike.
+    if (url.host === location.host) return null;
     return url.protocol === "https:" || url.protocol === "http:" ? url.href : null;
   } catch {
     return null;
@@ -194,9 +241,10 @@ function opens(link) {
 }
 
 function fileNameFor(title, url) {
-  const ending = /\.[a-z0-9]{2,4}$/i.exec(new URL(url).pathname)?.[0] ?? "";
-  const name = title.replace(/[^\p{L}\p{N} ._-]+/gu, " ").replace(/\s+/g, " ").trim().replace(/^[. ]+/, "");
-  return (name.slice(0, 80) || "song") + ending;
+  const ending = /\.(mp3|wav|flac|ogg|opus|m4a|aac|webm)$/i.exec(new URL(url).pathname)?.[0] ?? "";
+  // Without one of these the title has no dot either, which would make an ending of its own.
+  const name = title.replace(ending ? /[^\p{L}\p{N} ._-]+/gu : /[^\p{L}\p{N} _-]+/gu, " ");
+  return (name.replace(/\s+/g, " ").trim().replace(/^[. ]+/, "").slice(0, 80) || "song") + ending;
 }
 
 function downloadLink(title, url, says) {
@@ -206,9 +254,12 @@ function downloadLink(title, url, says) {
     event.preventDefault();
     says.textContent = "Downloading…";
     try {
-      const response = await fetch(url, { credentials: "omit", referrerPolicy: "no-referrer" });
+      // Not what the player has stored, which was not asked for as a page must to read it.
+      const response = await fetch(url, { cache: "no-store", credentials: "omit", referrerPolicy: "no-referrer" });
       if (!response.ok) throw new Refused(response.status);
-      const held = URL.createObjectURL(await response.blob());
+      // To be saved as a file, whatever its host says that it is: never to be opened as a page of Airflow's.
+      const file = new Blob([await response.blob()], { type: "application/octet-stream" });
+      const held = URL.createObjectURL(file);
       followOutside(held, fileNameFor(title, url));
       setTimeout(() => URL.revokeObjectURL(held), 60_000);
       says.textContent = "";
@@ -251,7 +302,7 @@ function playerOf(song, title) {
   const told = (words) => {
     broken = true;
     audio = null;
-    place.replaceChildren(element("p", "broken", words));
+    keepFocus(place, ".broken", () => place.replaceChildren(element("p", "broken", words)));
   };
   if (url === null) told("There is no address to play it from.");
   return {
@@ -267,7 +318,7 @@ function playerOf(song, title) {
       place.replaceChildren(audio);
     },
     unmount() {
-      if (audio === null || audio.currentTime > 0 || document.activeElement === audio) return;
+      if (audio === null || !audio.paused || audio.currentTime > 0 || document.activeElement === audio) return;
       audio = null;
       place.replaceChildren();
     },
@@ -343,22 +394,46 @@ function fillFailed(card, song) {
 }
 
 function fillTold(card, words, again = null) {
-  const body = element("div", "body", element("p", "broken", words));
+  const message = element("p", "broken", words);
+  const body = element("div", "body", message);
   if (again !== null) {
     const button = element("button", "", "Try again");
     button.type = "button";
-    button.addEventListener("click", again);
+    button.addEventListener("click", () => {
+      // Only where somebody waits for it: a screen reader need not hear all the others.
+      message.setAttribute("role", "status");
+      say(message, "Loading it again…");
+      again();
+    });
     body.append(button);
   }
   card.item.replaceChildren(element("div", "cover"), body);
+  card.told = again === null ? null : message;
 }
 
-function fill(card, song) {
-  if (song === null || typeof song !== "object") fillTold(card, UNREADABLE);
-  else if (song.status === "failed") fillFailed(card, song);
-  else fillDelivered(card, song);
+// Who has the focus on what goes would begin at the top of the page again.
+function keepFocus(place, selector, change) {
+  const held = place.contains(document.activeElement);
+  change();
+  const next = held ? place.querySelector(selector) : null;
+  if (next === null) return;
+  next.tabIndex = -1;
+  next.focus({ preventScroll: true });
+}
+
+function fill(card, change) {
+  card.told = null;
+  keepFocus(card.item, "h3, .broken", change);
   card.item.removeAttribute("aria-busy");
   if (card.near) card.player?.mount();
+}
+
+function fillWith(card, song) {
+  fill(card, () => {
+    if (song === null || typeof song !== "object") fillTold(card, UNREADABLE);
+    else if (song.status === "failed") fillFailed(card, song);
+    else fillDelivered(card, song);
+  });
 }
 
 // ---- Entries: some cards each, filled when one of them comes near
@@ -392,7 +467,7 @@ function makeEntry(entry) {
   entry.cards = Array.from({ length: entry.songs }, () => {
     const item = element("li", "card", element("div", "cover"), element("div", "body", element("p", "hidden", "Loading")));
     item.setAttribute("aria-busy", "true");
-    const card = { entry, item, near: false, player: null };
+    const card = { entry, item, near: false, player: null, told: null };
     cards.set(item, card);
     nearness.observe(item);
     return card;
@@ -419,6 +494,12 @@ function wantAgain(entry) {
   askNext();
 }
 
+// What failed to load while Airflow was away. All else that is near has been asked for.
+function wantFailed() {
+  for (const entry of shown.values()) if (entry.cards.some((card) => card.near)) want(entry);
+  askNext();
+}
+
 function askNext() {
   while (asking < REQUESTS_AT_ONCE && waiting.length) {
     // The latest first: it is what is being looked at, however fast one scrolls.
@@ -430,26 +511,32 @@ function askNext() {
     }
     entry.state = "asked";
     asking += 1;
-    ask(entry).finally(() => {
+    fillEntry(entry).finally(() => {
       asking -= 1;
       askNext();
     });
   }
 }
 
-async function ask(entry) {
+async function fillEntry(entry) {
   let songs;
   try {
     songs = await readSongs(entry);
   } catch (error) {
     if (entry.state === "gone") return;
     entry.state = "new";
-    for (const card of entry.cards) fillTold(card, `This song could not be loaded. ${wordsFor(error)}`, () => wantAgain(entry));
+    const reason = error.status === 404 ? "Airflow has it no longer." : wordsFor(error);
+    const words = `This song could not be loaded. ${reason}`;
+    for (const card of entry.cards) {
+      // Told before: what has the focus stays where it is.
+      if (card.told) say(card.told, words);
+      else fill(card, () => fillTold(card, words, () => wantAgain(entry)));
+    }
     return;
   }
   if (entry.state === "gone") return;
   entry.state = "filled";
-  entry.cards.forEach((card, index) => fill(card, songs?.[index] ?? null));
+  entry.cards.forEach((card, index) => fillWith(card, songs?.[index] ?? null));
 }
 
 // ---- The whole
@@ -511,14 +598,18 @@ function draw(entries) {
   );
 }
 
-function countWords(entries, over) {
+function countWords(entries, over, state) {
   const total = entries.reduce((sum, entry) => sum + entry.songs, 0);
   const failed = entries.reduce((sum, entry) => sum + entry.failed, 0);
   if (total === 0) {
     if (!over) return "No songs yet. They appear here as they come.";
-    return here.task === null
-      ? "This run has made no songs."
-      : "This task has no songs. Where it only submits, they are with the task that waits for them.";
+    if (here.task === null) return "This run has made no songs.";
+    if (state !== "success") {
+      // The others never ran, and have no log.
+      const why = state === "failed" || state === "skipped" ? "; its log says why" : "";
+      return `This task ended (${state}) without a song${why}.`;
+    }
+    return "This task has no songs. Where it only submits, they are with the task that waits for them.";
   }
   const made = total - failed;
   let words = `${made.toLocaleString("en")} ${made === 1 ? "song" : "songs"}`;
@@ -533,6 +624,7 @@ function say(where, words) {
 }
 
 function wordsFor(error) {
+  if (error.name === "TimeoutError") return `Airflow did not answer within ${TIMEOUT_MS / 1_000} s.`;
   switch (error.status) {
     case undefined:
       return error instanceof TypeError ? "Airflow cannot be reached." : String(error);
@@ -551,6 +643,8 @@ function wordsFor(error) {
 
 let timer = null;
 let looking = false;
+// The end after which all was listed.
+let listed = null;
 
 async function look() {
   if (looking) return;
@@ -558,17 +652,23 @@ async function look() {
   looking = true;
   const began = performance.now();
   let again = true;
+  let pause = POLL_MS;
   try {
     // In this order: what is listed after the end is all there is.
-    const over = await isOver();
-    const entries = await listEntries();
-    draw(entries);
-    say(countElement, countWords(entries, over));
+    const { state, end } = await readState();
+    if (end === null || end !== listed) {
+      const entries = await listEntries();
+      draw(entries);
+      say(countElement, countWords(entries, end !== null, state));
+      listed = end;
+    }
     say(noticeElement, "");
-    again = !over;
+    wantFailed();
+    if (end !== null) pause = POLL_OVER_MS;
   } catch (error) {
     again = !error.final;
     if (error.final) {
+      listed = null;
       draw([]);
       say(countElement, "");
     }
@@ -577,13 +677,18 @@ async function look() {
     looking = false;
   }
   if (again && !document.hidden) {
-    timer = setTimeout(look, Math.max(POLL_MS, POLL_SHARE * (performance.now() - began)));
+    timer = setTimeout(look, Math.max(pause, POLL_SHARE * (performance.now() - began)));
   }
 }
 
 document.addEventListener("visibilitychange", () => {
-  if (document.hidden) clearTimeout(timer);
-  else look();
+  if (document.hidden) {
+    clearTimeout(timer);
+  } else {
+    // What one may see can have changed too.
+    listed = null;
+    look();
+  }
 });
 
 // One song at a time. Media events do not bubble.
