@@ -136,7 +136,7 @@ class WhisulBatchTrigger(BaseTrigger):
     async def _gather(self, part: BatchPart) -> None:
         """Fill a part with jobs that are over, until it is full, nothing is left, or waiting must end."""
         self.log.info("Looking at %d Whisul jobs, each every %g s", len(self.job_ids), self.poll_interval)
-        over: asyncio.Queue[tuple[str, WhisulJob | WhisulError]] = asyncio.Queue()
+        over: asyncio.Queue[tuple[str, WhisulJob | Exception]] = asyncio.Queue()
         async with (await async_hook_class())(self.whisul_conn_id, clock=self.clock) as hook:
             watchers = [asyncio.ensure_future(self._watch(hook, job_id, over)) for job_id in self.job_ids]
             try:
@@ -147,7 +147,7 @@ class WhisulBatchTrigger(BaseTrigger):
                 await asyncio.gather(*watchers, return_exceptions=True)
 
     async def _watch(
-        self, hook: WhisulAsyncHook, job_id: str, over: asyncio.Queue[tuple[str, WhisulJob | WhisulError]]
+        self, hook: WhisulAsyncHook, job_id: str, over: asyncio.Queue[tuple[str, WhisulJob | Exception]]
     ) -> None:
         """Look at one job until it is over or can no longer be waited for."""
         clock = self.clock
@@ -155,12 +155,13 @@ class WhisulBatchTrigger(BaseTrigger):
         try:
             wait = watch.first_wait(clock.time(), clock.random(), resumed=self.resumed)
             job = await wait_until_over(hook, watch, clock, wait)
-        except WhisulError as error:
+        except Exception as error:
+            # Whatever it is: nobody else would hear of it before the trigger ends.
             over.put_nowait((job_id, error))
         else:
             over.put_nowait((job_id, job))
 
-    async def _collect(self, over: asyncio.Queue[tuple[str, WhisulJob | WhisulError]], part: BatchPart) -> None:
+    async def _collect(self, over: asyncio.Queue[tuple[str, WhisulJob | Exception]], part: BatchPart) -> None:
         size = 0
         took: list[float] = []
         said = self.said_at or self.clock.time()
@@ -185,9 +186,12 @@ class WhisulBatchTrigger(BaseTrigger):
                     part["failed"][job_id] = str(seen)[:300]
                     size += 350
                     hand_over_at = hand_over_at or self.clock.time() + _FAILURE_WAIT
-                else:
+                elif isinstance(seen, WhisulError):
                     # The key, the deadline, too many blips: the same for all of them.
                     raise self._about_all(seen, left + 1)
+                else:
+                    # A bug, which Airflow shows with its traceback.
+                    raise seen
             if self.clock.time() - said >= PROGRESS_SECONDS:
                 said = self.clock.time()
                 self._say_progress(part, took, said)

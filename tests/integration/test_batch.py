@@ -24,6 +24,7 @@ from airflow_provider_whisul.exceptions import (
     WhisulRateLimitError,
     WhisulUnauthorizedError,
 )
+from airflow_provider_whisul.hooks.whisul_async import WhisulAsyncHook
 from airflow_provider_whisul.operators.whisul_batch import WhisulGenerateBatchOperator
 from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions
 from airflow_provider_whisul.triggers.whisul_batch import WhisulBatchTrigger
@@ -332,6 +333,28 @@ class TestFailures:
             assert {result["status"] for result in await batch.attempt()} == {"completed"}
             assert sum(batch.posts().values()) == 4
 
+        night(main)
+
+    def test_a_look_that_breaks_in_an_unforeseen_way_ends_the_trigger(
+        self, night: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        get_job = WhisulAsyncHook.get_job
+        looks = itertools.count()
+
+        async def breaking(hook: WhisulAsyncHook, *arguments: Any, **options: Any) -> Any:
+            if next(looks) == 2:
+                raise RuntimeError("some library's own")
+            return await get_job(hook, *arguments, **options)
+
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make(prompts(5))
+            with pytest.raises(RuntimeError, match="some library's own"):
+                await asyncio.wait_for(batch.attempt(), 7200)
+            # Its traceback is in the log: Airflow fails the deferral, and a later try goes on with the jobs.
+            assert {result["status"] for result in await batch.attempt()} == {"completed"}
+            assert sum(batch.posts().values()) == 5
+
+        monkeypatch.setattr(WhisulAsyncHook, "get_job", breaking)
         night(main)
 
     def test_an_event_that_is_none_of_ours(self, night: Callable[..., Any]) -> None:
