@@ -207,6 +207,13 @@ class Batch:
             if song.status == "new" or (song.status == "failed" and song.submissions < attempts)
         ]
 
+    def submitting(self, index: int) -> None:
+        """Take in that a song is about to be submitted."""
+        song = self.songs[index]
+        song.status, song.job_id, song.song = "submitting", None, None
+        song.error = "The answer to its submission was not learnt, so it may have been paid for."
+        song.submissions += 1
+
     def submitted(self, index: int, job_id: str) -> None:
         """Take in which job a song got."""
         song = self.songs[index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -223,11 +224,11 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
         said = self.clock.time()
         for done, index in enumerate(waiting, start=1):
             song = batch.songs[index]
-            song.status = "submitting"
-            song.submissions += 1
+            before = replace(song)
+            batch.submitting(index)
             batch.save([index])
             try:
-                batch.submitted(index, self.hook.generate(song.prompt))
+                job_id = self.hook.generate(song.prompt)
             except WhisulAmbiguousSubmitError as error:
                 # Left as it is: the next try of the task finds it so, and this one goes on with the others.
                 song.error = f"It may have been paid for, but which job it got was lost. {error}"
@@ -236,16 +237,33 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
                 song.status, song.error = "failed", str(error)
                 song.submissions = self.attempts
             except WhisulError:
-                song.status = "new"
+                batch.songs[index] = before
                 batch.save([index])
                 raise
-            batch.save([index])
+            else:
+                batch.submitted(index, job_id)
+            self._note_submission(batch, index)
             if self.clock.time() - said >= PROGRESS_SECONDS:
                 said = self.clock.time()
                 self.log.info("%s of %s submitted", f"{done:,}", f"{len(waiting):,}")
         if waiting:
             self.log.info("Submitted %d songs", len(waiting))
         return len(waiting)
+
+    def _note_submission(self, batch: Batch, index: int) -> None:
+        song = batch.songs[index]
+        try:
+            batch.save([index])
+        except BaseException:
+            # Also where the task is just being ended: nothing else knows of the job.
+            if song.status == "running":
+                self.log.error(
+                    "%r became job %s, which is paid for, but that could not be noted: a later try will not know it. "
+                    "A WhisulJobSensor with this job id finds the song.",
+                    quote(song.prompt)[:60],
+                    song.job_id,
+                )
+            raise
 
     def _finish(self, context: Context, batch: Batch, tab: BatchShow) -> list[BatchResult]:
         for index in batch.with_status("completed"):

@@ -405,6 +405,51 @@ class TestLaterTries:
 
         night(main)
 
+    def test_a_job_that_cannot_be_noted_is_in_the_log(
+        self, night: Callable[..., Any], task_log: Callable[[], list[str]]
+    ) -> None:
+        class Refusing(TaskStore):
+            def set(self, key: str, value: Any) -> None:
+                if "running" in json.dumps(value):
+                    raise ConnectionError("no answer from the API server")
+                super().set(key, value)
+
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make(prompts(3))
+            batch.store = Refusing()
+            with pytest.raises(ConnectionError, match="no answer from the API server"):
+                await batch.attempt()
+            jobs.extend(batch.sandbox.jobs)
+
+        jobs: list[str] = []
+        night(main)
+        (job_id,) = jobs
+        assert sum("song 0" in line and job_id in line and "paid for" in line for line in task_log()) == 1
+
+    @pytest.mark.parametrize("prompt", ["song", "song [sandbox:fail=1]"])
+    def test_a_submission_that_was_cut_off_says_so(self, night: Callable[..., Any], prompt: str) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make([prompt], on_ambiguous_submit="fail", max_failures=1)
+            operator = batch.operator()
+            generate = operator.hook.generate
+
+            def dying(prompt: str) -> str:
+                if batch.posts()[prompt] == ("fail" in prompt):
+                    raise Killed
+                return generate(prompt)
+
+            unharmed = batch.operator
+            operator.hook.generate = dying  # type: ignore[method-assign]
+            batch.operator = lambda: operator  # type: ignore[method-assign]
+            with pytest.raises(RuntimeError, match="killed"):
+                await batch.attempt()
+            batch.operator = unharmed  # type: ignore[method-assign]
+            (result,) = await batch.attempt()
+            assert (result["status"], result["job_id"]) == ("failed", None)
+            assert "may have been paid for" in result["error"]
+
+        night(main)
+
     def test_a_lost_answer_is_left_to_the_next_try(
         self, night: Callable[..., Any], task_log: Callable[[], list[str]]
     ) -> None:
