@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, cast
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, cast, get_args
 
 from airflow_provider_whisul.api import Song
 
@@ -28,7 +28,15 @@ LARGEST_SONG = 1_200
 #: Jobs that one trigger looks at, at the most: the others are looked at when some of them are over.
 MOST_WATCHED = 600
 
-Status = Literal["new", "submitting", "running", "completed", "failed"]
+#: ``gone`` where Whisul no longer finds the job, which a gateway's 404 can pretend: only a later try may submit it
+#: again, once it has looked again, ``doubted`` while it does.
+Status = Literal["new", "submitting", "running", "doubted", "completed", "failed", "gone"]
+
+_STATUSES: tuple[Status, ...] = get_args(Status)
+
+#: Songs that a trigger waits for, and songs there will not be.
+WAITED_FOR: tuple[Status, ...] = ("running", "doubted")
+NOT_MADE: tuple[Status, ...] = ("failed", "submitting", "gone")
 
 
 class BatchResult(TypedDict):
@@ -51,6 +59,8 @@ class BatchPart(TypedDict):
     completed: dict[str, dict[str, object] | None]
     #: Why each job failed.
     failed: dict[str, str]
+    #: What Whisul said of each job that it does not find.
+    gone: dict[str, str]
 
 
 class Notebook(Protocol):
@@ -111,12 +121,12 @@ class BatchSong:
         match packed:
             case [
                 str(of),
-                "new" | "submitting" | "running" | "completed" | "failed" as status,
+                str(status),
                 str() | None as job_id,
                 int(submissions),
                 dict() | None as song,
                 str() | None as error,
-            ] if of == digest(prompt):
+            ] if of == digest(prompt) and status in _STATUSES:
                 data = None if song is None else cast(Song, {"job_id": job_id, "prompt": prompt, **song})
                 return cls(prompt, status, job_id, submissions, data, error)
         return cls(prompt)
@@ -187,6 +197,8 @@ class Batch:
             song.submissions = 0
             if song.status == "failed":
                 song.status = "new"
+            elif song.status == "gone":
+                song.status = "doubted"
         # The chunks first: only with the head are they read.
         self.save(range(len(self.songs)))
         self._save_head(delivered=False)
@@ -221,13 +233,16 @@ class Batch:
 
     def take(self, part: BatchPart) -> None:
         """Take in the jobs that are over, and keep that. A job that none of the songs waits for is passed over."""
-        running = {song.job_id: index for index, song in enumerate(self.songs) if song.status == "running"}
-        over = [running[job_id] for job_id in (*part["completed"], *part["failed"]) if job_id in running]
+        running = {self.songs[index].job_id: index for index in self.with_status(*WAITED_FOR)}
+        ended = (*part["completed"], *part["failed"], *part["gone"])
+        over = [running[job_id] for job_id in ended if job_id in running]
         for index in over:
             song = self.songs[index]
             job_id = song.job_id or ""
             if job_id in part["failed"]:
                 song.status, song.error = "failed", part["failed"][job_id]
+            elif job_id in part["gone"]:
+                song.status, song.error = "failed" if song.status == "doubted" else "gone", part["gone"][job_id]
             else:
                 data = part["completed"][job_id]
                 song.status = "completed"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypedDict, TypeVar, ca
 from airflow.providers.common.compat.sdk import AirflowSensorTimeout, AirflowSkipException
 
 from airflow_provider_whisul.api import Song, storable
-from airflow_provider_whisul.batch import LARGEST_ENTRY, Batch, BatchSong
+from airflow_provider_whisul.batch import LARGEST_ENTRY, NOT_MADE, Batch, BatchSong
 from airflow_provider_whisul.exceptions import WhisulError
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class BatchShow:
         new = [
             index
             for index, song in enumerate(self._batch.songs)
-            if index not in self._shown and (self._is_over(song) or (ended and song.status in ("failed", "submitting")))
+            if index not in self._shown and (self._is_over(song) or (ended and song.status in NOT_MADE))
         ]
         show(self._context, (_of_batch(self._batch.songs[index]) for index in new), len(self._shown))
         self._shown.update(new)
@@ -216,6 +216,8 @@ class BatchShow:
     def _is_over(self, song: BatchSong) -> bool:
         if song.status == "completed":
             return song.song is not None
+        if song.status == "gone":
+            return True
         return song.status == "failed" and song.submissions >= self._attempts
 
 

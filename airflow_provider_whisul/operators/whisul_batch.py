@@ -11,7 +11,16 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_whisul.account import DEFAULT_CONN_ID
 from airflow_provider_whisul.api import generate_request, quote
-from airflow_provider_whisul.batch import MOST_WATCHED, Batch, BatchResult, BatchSong, Notebook, XComNotebook
+from airflow_provider_whisul.batch import (
+    MOST_WATCHED,
+    NOT_MADE,
+    WAITED_FOR,
+    Batch,
+    BatchResult,
+    BatchSong,
+    Notebook,
+    XComNotebook,
+)
 from airflow_provider_whisul.common import WhisulTask
 from airflow_provider_whisul.durable import OnAmbiguousSubmit, check_on_ambiguous_submit, task_round
 from airflow_provider_whisul.exceptions import (
@@ -55,7 +64,8 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
 
     :param prompts: What the songs should be, each in plain language (templated).
     :param whisul_conn_id: The Airflow connection that holds the API key (templated).
-    :param attempts: How often one song may be submitted within a try of the task, where its job fails.
+    :param attempts: How often one song may be submitted within a try of the task, where its job fails. One that Whisul
+        no longer finds is submitted again by a later try only, once that has looked at it.
     :param max_failures: How many songs may fail before the task does.
     :param poll_interval: Seconds (or a ``timedelta``) between two looks at one job, at least 5.
     :param timeout: Seconds (or a ``timedelta``) that one try waits for songs, from its last submission on.
@@ -107,7 +117,7 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
         batch = self._load(context)
         self._face_lost_submissions(batch)
         batch.begin_try()
-        kept = len(batch.with_status("running", "completed"))
+        kept = len(batch.with_status(*WAITED_FOR, "completed"))
         if kept:
             self.log.info("Going on with %d songs that an earlier try has submitted.", kept)
         elif context["ti"].try_number > 1 and not batch.outlasts_a_try:
@@ -191,11 +201,11 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
         if self._submit_all(batch) or deadline is None:
             deadline, resumed = self.clock.time() + self.timeout, False
         tab.show()
-        running = batch.with_status("running")
+        running = batch.with_status(*WAITED_FOR)
         if not running:
             return self._finish(context, batch, tab)
         now = self.clock.time()
-        delivered, failed = len(batch.with_status("completed")), len(batch.with_status("failed", "submitting"))
+        delivered, failed = len(batch.with_status("completed")), len(batch.with_status(*NOT_MADE))
         # Said here too: Airflow keeps of a try's triggers the last one's log only.
         if delivered and now - (said_at or 0.0) >= PROGRESS_SECONDS:
             said_at = now
@@ -225,6 +235,8 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
         for done, index in enumerate(waiting, start=1):
             song = batch.songs[index]
             before = replace(song)
+            if song.status == "failed":
+                self.log.warning("Submitting %r again. %s", quote(song.prompt)[:60], song.error)
             batch.submitting(index)
             batch.save([index])
             try:

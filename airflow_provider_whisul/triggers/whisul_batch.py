@@ -125,7 +125,7 @@ class WhisulBatchTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event, a :class:`PartEvent` or a :class:`BatchErrorEvent`."""
         event: PartEvent | BatchErrorEvent
-        part: BatchPart = {"completed": {}, "failed": {}}
+        part: BatchPart = {"completed": {}, "failed": {}, "gone": {}}
         try:
             await self._gather(part)
             event = {"status": "part", "part": part}
@@ -182,7 +182,10 @@ class WhisulBatchTrigger(BaseTrigger):
                     size += 50 + min(length, LARGEST_SONG)
                     if seen.started_at and seen.finished_at:
                         took.append((seen.finished_at - seen.started_at).total_seconds())
-                elif isinstance(seen, WhisulJobFailedError | WhisulJobNotFoundError):
+                elif isinstance(seen, WhisulJobNotFoundError):
+                    part["gone"][job_id] = str(seen)[:300]
+                    size += 350
+                elif isinstance(seen, WhisulJobFailedError):
                     part["failed"][job_id] = str(seen)[:300]
                     size += 350
                     hand_over_at = hand_over_at or self.clock.time() + _FAILURE_WAIT
@@ -205,7 +208,9 @@ class WhisulBatchTrigger(BaseTrigger):
         )
 
     def _say_progress(self, part: BatchPart, took: list[float], now: float) -> None:
-        line = progress(self.delivered + len(part["completed"]), self.total, self.failed + len(part["failed"]))
+        line = progress(
+            self.delivered + len(part["completed"]), self.total, self.failed + len(part["failed"]) + len(part["gone"])
+        )
         if took and self.submitted_at is not None:
             left = max(self.submitted_at + max(took) - now, self.poll_interval)
             line += f", about {left / 60:.0f} min left" if left >= 90 else f", about {left:.0f} s left"
@@ -234,6 +239,11 @@ def batch_deferral_error(error: Exception) -> WhisulError:
     )
 
 
+def _whole(part: dict[str, Any]) -> BatchPart:
+    # A trigger of an earlier version of the provider does not tell all of it.
+    return cast(BatchPart, {"gone": {}, **part})
+
+
 def part_from_event(event: object) -> tuple[BatchPart, WhisulError | None]:
     """
     Return the jobs that an event says are over, and the error that ended the wait, if one did.
@@ -243,13 +253,13 @@ def part_from_event(event: object) -> tuple[BatchPart, WhisulError | None]:
     """
     match event:
         case {"status": "part", "part": {"completed": dict(), "failed": dict()} as part}:
-            return cast(BatchPart, part), None
+            return _whole(part), None
         case {
             "status": "error",
             "part": {"completed": dict(), "failed": dict()} as part,
             "error": {"type": str(), "message": str(), "job_id": _, "http_status": _} as error,
         }:
-            return cast(BatchPart, part), error_from_dict(cast(SerializedError, error))
+            return _whole(part), error_from_dict(cast(SerializedError, error))
     raise WhisulError(
         f"The trigger that waited for the batch reported something that is no event of it: {event!r:.200}. The jobs "
         "are not affected: from Airflow 3.3 on a retry of this task goes on with them."

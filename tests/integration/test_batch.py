@@ -15,6 +15,7 @@ import pytest
 from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 
+from airflow_provider_whisul.api import Answer, read_job
 from airflow_provider_whisul.batch import LARGEST_ENTRY, MOST_WATCHED
 from airflow_provider_whisul.exceptions import (
     WhisulError,
@@ -288,8 +289,51 @@ class TestFailures:
             results = await batch.attempt()
             assert results[0]["status"] == "failed"
             assert "404" in results[0]["error"]
-            assert sum(batch.posts().values()) == 2
+            assert sum(batch.posts().values()) == 1
 
+        night(main)
+
+    def test_a_job_that_is_gone_is_looked_at_again_before_it_is_made_again(
+        self, night: Callable[..., Any], task_log: Callable[[], list[str]]
+    ) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make(["gone [sandbox:expired][sandbox:seconds=90]", "fine"])
+            for submissions in (1, 2):
+                with pytest.raises(WhisulJobFailedError, match="404"):
+                    await batch.attempt()
+                # The second try looks first, and may then submit; what is gone of that waits for the third.
+                assert batch.posts() == {"gone [sandbox:expired][sandbox:seconds=90]": submissions, "fine": 1}
+            assert {card["prompt"]: card["status"] for card in batch.context.shown()} == {
+                "gone [sandbox:expired][sandbox:seconds=90]": "failed",
+                "fine": "completed",
+            }
+
+        night(main)
+        assert sum("Submitting 'gone" in line and "404" in line for line in task_log()) == 1
+
+    def test_a_wave_of_404s_pays_for_nothing_again(
+        self, night: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wave = False
+
+        def read(answer: Answer, job_id: str) -> Any:
+            return read_job(Answer(404, b"<html>no route</html>") if wave else answer, job_id)
+
+        def begin(begun: bool) -> None:
+            nonlocal wave
+            wave = begun
+
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make(prompts(10, "[sandbox:seconds=600]"))
+            asyncio.get_running_loop().call_later(200, begin, True)
+            asyncio.get_running_loop().call_later(400, begin, False)
+            with pytest.raises(WhisulJobFailedError, match="10 of 10 songs failed"):
+                await batch.attempt()
+            begin(False)
+            assert {result["status"] for result in await batch.attempt()} == {"completed"}
+            assert set(batch.posts().values()) == {1}
+
+        monkeypatch.setattr("airflow_provider_whisul.hooks.whisul_async.read_job", read)
         night(main)
 
     def test_a_refused_prompt_costs_the_others_nothing(self, night: Callable[..., Any]) -> None:
