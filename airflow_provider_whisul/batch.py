@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, cast, get_args
 
 from airflow_provider_whisul.api import Song
@@ -152,12 +153,19 @@ class Batch:
     :param notebook: Where their state is kept.
     :param round: Which round of tries this one belongs to; a user who clears the task begins another.
     :param cleared: Whether a user has cleared the task since the last try.
+    :param edited: Whether the prompts are not those that the state was kept of, or stand in another order.
+    :param left_over: The jobs of prompts that are no longer there.
+    :param generation: Under which keys the state is kept. There are two sets of them, so that it can be written anew
+        without losing what is there.
     """
 
     songs: list[BatchSong]
     notebook: Notebook
     round: int
     cleared: bool = False
+    edited: bool = False
+    left_over: list[str] = field(default_factory=list)
+    generation: int = 0
 
     @classmethod
     def load(cls, prompts: Sequence[str], notebook: Notebook, round: int) -> Batch:
@@ -169,22 +177,41 @@ class Batch:
         :param round: The round of tries that this one belongs to.
         """
         match notebook.get(_HEAD):
-            case {"round": int(last_round), "delivered": bool(delivered)}:
+            case {
+                "round": int(last_round),
+                "delivered": bool(delivered),
+                "songs": int(count),
+                "generation": int(generation),
+            }:
                 pass
             case _:
                 return cls([BatchSong(prompt) for prompt in prompts], notebook, round)
         if delivered and last_round != round:
             # A user has cleared a task that had succeeded, and wants new takes.
-            return cls([BatchSong(prompt) for prompt in prompts], notebook, round)
-        songs: list[BatchSong] = []
-        for start in range(0, len(prompts), CHUNK_SONGS):
-            of_chunk = prompts[start : start + CHUNK_SONGS]
-            match notebook.get(_key(start)):
-                case {"songs": list(packed)} if len(packed) == len(of_chunk):
-                    songs += [BatchSong.unpacked(*pair) for pair in zip(of_chunk, packed, strict=True)]
-                case _:
-                    songs += [BatchSong(prompt) for prompt in of_chunk]
-        return cls(songs, notebook, round, cleared=last_round != round)
+            return cls([BatchSong(prompt) for prompt in prompts], notebook, round, generation=generation)
+        stored: list[list[object]] = []
+        for start in range(0, count, CHUNK_SONGS):
+            match notebook.get(_key(generation, start)):
+                case {"songs": list(packed)}:
+                    stored += [song for song in packed if isinstance(song, list) and song]
+        # By their prompts, not their places: a list that was edited must not pay again for what is there.
+        by_prompt: defaultdict[object, deque[list[object]]] = defaultdict(deque)
+        for song in stored:
+            by_prompt[song[0]].append(song)
+        songs = []
+        for prompt in prompts:
+            same = by_prompt[digest(prompt)]
+            songs.append(BatchSong.unpacked(prompt, same.popleft()) if same else BatchSong(prompt))
+        left_over = [song[2] for songs_left in by_prompt.values() for song in songs_left if len(song) > 2]
+        return cls(
+            songs,
+            notebook,
+            round,
+            cleared=last_round != round,
+            edited=[song[0] for song in stored] != [digest(prompt) for prompt in prompts],
+            left_over=[job_id for job_id in left_over if isinstance(job_id, str)],
+            generation=generation,
+        )
 
     @property
     def outlasts_a_try(self) -> bool:
@@ -199,6 +226,11 @@ class Batch:
                 song.status = "new"
             elif song.status == "gone":
                 song.status = "doubted"
+        self.save_anew()
+
+    def save_anew(self) -> None:
+        """Keep all of it, in place of what is kept: at once or, if this is cut short, not at all."""
+        self.generation = 1 - self.generation
         # The chunks first: only with the head are they read.
         self.save(range(len(self.songs)))
         self._save_head(delivered=False)
@@ -253,21 +285,29 @@ class Batch:
         """Keep the state of these songs, and of those in the same chunks."""
         for start in sorted({index - index % CHUNK_SONGS for index in indexes}):
             packed = [song.packed() for song in self.songs[start : start + CHUNK_SONGS]]
-            self.notebook.set(_key(start), {"songs": packed})
+            self.notebook.set(_key(self.generation, start), {"songs": packed})
 
     def results(self) -> Iterator[BatchResult]:
         """Yield each song as the operator returns it, in the order of the prompts."""
         return (song.result() for song in self.songs)
 
     def _save_head(self, *, delivered: bool) -> None:
-        self.notebook.set(_HEAD, {"round": self.round, "delivered": delivered})
+        self.notebook.set(
+            _HEAD,
+            {
+                "round": self.round,
+                "delivered": delivered,
+                "songs": len(self.songs),
+                "generation": self.generation,
+            },
+        )
 
 
 _HEAD = "whisul_batch"
 
 
-def _key(start: int) -> str:
-    return f"whisul_batch_{start // CHUNK_SONGS:04d}"
+def _key(generation: int, start: int) -> str:
+    return f"whisul_batch_{generation}_{start // CHUNK_SONGS:04d}"
 
 
 def digest(prompt: str) -> str:

@@ -145,6 +145,8 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
         :param try_number: The try that deferred.
         """
         batch = self._load(context)
+        if batch.edited:
+            batch.save_anew()
         tab = BatchShow(context, batch, self.attempts, resumed=True)
         part, error = part_from_event(event)
         batch.take(part)
@@ -172,7 +174,15 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
             generate_request(prompt)
         store = context.get("task_state_store") if self.durable else None
         notebook = cast(Notebook, store) if store is not None else XComNotebook(context)
-        return Batch.load(prompts, notebook, task_round(context))
+        batch = Batch.load(prompts, notebook, task_round(context))
+        if batch.left_over:
+            self.log.warning(
+                "The prompts of %d jobs that this task has submitted are no longer among its prompts. They cost what "
+                "they cost; a WhisulJobSensor finds each by its id: %s",
+                len(batch.left_over),
+                ", ".join(batch.left_over),
+            )
+        return batch
 
     def _face_lost_submissions(self, batch: Batch) -> None:
         """Warn of the songs that earlier tries may have submitted without learning of the job."""

@@ -550,6 +550,96 @@ class TestLaterTries:
 
         night(main)
 
+    @pytest.mark.parametrize("edit", ["removed", "added", "turned round", "repeated"])
+    def test_an_edited_list_pays_for_nothing_again(self, night: Callable[..., Any], edit: str) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            songs = [*prompts(30), "bad [sandbox:no-such-directive]"]
+            songs.insert(3, songs.pop())
+            batch = make(songs)
+            with pytest.raises(WhisulJobFailedError):
+                await batch.attempt()
+            good = prompts(30)
+            edited = {
+                "removed": good,
+                "added": ["one more", *good],
+                "turned round": good[::-1],
+                "repeated": [*good] * 2,
+            }
+            batch.arguments["prompts"] = edited[edit]
+            batch.clear()
+            results = await batch.attempt()
+            assert [(result["prompt"], result["status"]) for result in results] == [
+                (prompt, "completed") for prompt in edited[edit]
+            ]
+            assert all(batch.sandbox.jobs[result["job_id"]].prompt == result["prompt"] for result in results)
+            assert batch.posts() - Counter({songs[3]: 1}) == Counter(edited[edit])
+
+        night(main)
+
+    def test_songs_that_nobody_wants_any_longer_are_named(
+        self, night: Callable[..., Any], task_log: Callable[[], list[str]]
+    ) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make(["twice", "twice", "dropped", "doomed [sandbox:fail]"], attempts=1)
+            with pytest.raises(WhisulJobFailedError):
+                await batch.attempt()
+            first = batch.context.xcoms["return_value"]
+            batch.arguments["prompts"] = ["twice"]
+            (result,) = await batch.attempt()
+            assert result["job_id"] == first[0]["job_id"]
+            left.extend(other["job_id"] for other in first[1:])
+
+        left: list[str] = []
+        night(main)
+        (line,) = [line for line in task_log() if "no longer" in line]
+        assert len(left) == 3
+        assert all(job_id in line for job_id in left)
+
+    def test_a_list_that_is_edited_while_the_task_waits(self, night: Callable[..., Any]) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            songs = [*prompts(40), "doomed [sandbox:fail][sandbox:seconds=20]"]
+            batch = make(songs)
+            wait = batch.wait
+
+            async def waited(deferred: TaskDeferred) -> Any:
+                batch.arguments["prompts"] = ["one more", *songs]
+                return await wait(deferred)
+
+            batch.wait = waited  # type: ignore[method-assign]
+            with pytest.raises(WhisulJobFailedError):
+                await batch.attempt()
+            with pytest.raises(WhisulJobFailedError):
+                await batch.attempt()
+            assert {batch.posts()[prompt] for prompt in [*prompts(40), "one more"]} == {1}
+
+        night(main)
+
+    @pytest.mark.parametrize("writes", range(4))
+    def test_a_kill_while_the_state_is_written_anew_loses_no_song(self, night: Callable[..., Any], writes: int) -> None:
+        class Dying(TaskStore):
+            left = 1_000_000
+
+            def set(self, key: str, value: Any) -> None:
+                self.left -= 1
+                if self.left < 0:
+                    raise Killed
+                super().set(key, value)
+
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make([*prompts(40), "doomed [sandbox:fail]"], attempts=1)
+            batch.store = store = Dying()
+            with pytest.raises(WhisulJobFailedError):
+                await batch.attempt()
+            batch.arguments["prompts"] = prompts(40)[::-1]
+            store.left = writes
+            with pytest.raises(RuntimeError, match="killed"):
+                await batch.attempt()
+            store.left = 1_000_000
+            await batch.attempt()
+            assert {batch.posts()[prompt] for prompt in prompts(40)} == {1}
+
+        night(main)
+
     @pytest.mark.parametrize("durable", [True, False])
     def test_not_durable(self, night: Callable[..., Any], task_log: Callable[[], list[str]], durable: bool) -> None:
         async def main(make: Callable[..., Night]) -> None:
