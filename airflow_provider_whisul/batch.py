@@ -30,14 +30,15 @@ LARGEST_SONG = 1_200
 MOST_WATCHED = 600
 
 #: ``gone`` where Whisul no longer finds the job, which a gateway's 404 can pretend: only a later try may submit it
-#: again, once it has looked again, ``doubted`` while it does.
-Status = Literal["new", "submitting", "running", "doubted", "completed", "failed", "gone"]
+#: again, once it has looked again, ``doubted`` while it does. ``late`` where the job is no longer waited for but may
+#: yet complete: it is never submitted again, a later try goes on looking at it.
+Status = Literal["new", "submitting", "running", "doubted", "completed", "failed", "gone", "late"]
 
 _STATUSES: tuple[Status, ...] = get_args(Status)
 
 #: Songs that a trigger waits for, and songs there will not be.
 WAITED_FOR: tuple[Status, ...] = ("running", "doubted")
-NOT_MADE: tuple[Status, ...] = ("failed", "submitting", "gone")
+NOT_MADE: tuple[Status, ...] = ("failed", "submitting", "gone", "late")
 
 
 class BatchResult(TypedDict):
@@ -62,6 +63,8 @@ class BatchPart(TypedDict):
     failed: dict[str, str]
     #: What Whisul said of each job that it does not find.
     gone: dict[str, str]
+    #: Why each job is no longer waited for that may yet complete.
+    late: dict[str, str]
 
 
 class Notebook(Protocol):
@@ -140,7 +143,7 @@ class BatchSong:
             "job_id": self.job_id,
             "status": "completed" if completed else "failed",
             "track": self.song if completed else None,
-            "error": None if completed else self.error,
+            "error": None if completed else self.error or _REASONS.get(self.status),
         }
 
 
@@ -226,6 +229,8 @@ class Batch:
                 song.status = "new"
             elif song.status == "gone":
                 song.status = "doubted"
+            elif song.status == "late":
+                song.status, song.error = "running", None
         self.save_anew()
 
     def save_anew(self) -> None:
@@ -266,7 +271,7 @@ class Batch:
     def take(self, part: BatchPart) -> None:
         """Take in the jobs that are over, and keep that. A job that none of the songs waits for is passed over."""
         running = {self.songs[index].job_id: index for index in self.with_status(*WAITED_FOR)}
-        ended = (*part["completed"], *part["failed"], *part["gone"])
+        ended = (*part["completed"], *part["failed"], *part["gone"], *part["late"])
         over = [running[job_id] for job_id in ended if job_id in running]
         for index in over:
             song = self.songs[index]
@@ -275,6 +280,8 @@ class Batch:
                 song.status, song.error = "failed", part["failed"][job_id]
             elif job_id in part["gone"]:
                 song.status, song.error = "failed" if song.status == "doubted" else "gone", part["gone"][job_id]
+            elif job_id in part["late"]:
+                song.status, song.error = "late", part["late"][job_id]
             else:
                 data = part["completed"][job_id]
                 song.status = "completed"
@@ -304,6 +311,12 @@ class Batch:
 
 
 _HEAD = "whisul_batch"
+
+#: Why there is no song where the task ends before all of them are over.
+_REASONS: dict[Status, str] = {
+    "new": "It was not submitted.",
+    "running": "The task ended before its job. From Airflow 3.3 on a retry goes on with it.",
+}
 
 
 def _key(generation: int, start: int) -> str:

@@ -216,7 +216,7 @@ class BatchShow:
     def _is_over(self, song: BatchSong) -> bool:
         if song.status == "completed":
             return song.song is not None
-        if song.status == "gone":
+        if song.status in ("gone", "late"):
             return True
         return song.status == "failed" and song.submissions >= self._attempts
 

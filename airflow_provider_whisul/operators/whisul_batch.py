@@ -28,6 +28,7 @@ from airflow_provider_whisul.exceptions import (
     WhisulError,
     WhisulInvalidInputError,
     WhisulJobFailedError,
+    WhisulJobTimeoutError,
 )
 from airflow_provider_whisul.pace import (
     DEFAULT_POLL_INTERVAL,
@@ -74,12 +75,13 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
         may exist: ``"retry"`` submits it again, ``"fail"`` leaves it failed until a user clears the task.
     :return: The songs in the order of the prompts, each a dict of ``prompt, job_id, status`` (``completed`` or
         ``failed``)``, track`` (the song as the single operator returns it, None if it failed) and ``error`` (None
-        unless it failed). Where the task fails for too many failures, the same is in its XCom all the same.
+        unless it failed). Where the task fails while or after it waits, the same is in its XCom all the same.
     :raises ValueError: When the DAG file is read: an argument makes no sense.
     :raises WhisulInvalidInputError: A prompt is empty or no text. Nothing is submitted then.
     :raises WhisulUnauthorizedError: The key is not accepted; ends the task without a retry.
     :raises WhisulJobFailedError: More songs failed than ``max_failures``; a retry submits those again.
-    :raises WhisulJobTimeoutError: Some jobs were not over in time; they may still be running.
+    :raises WhisulJobTimeoutError: The same, where all of them may still complete: they were not over in time, or
+        looking at them failed too often. Such a song is not submitted again: a retry goes on looking at its job.
     :raises WhisulError: Anything else; see :mod:`airflow_provider_whisul.exceptions`.
     """
 
@@ -152,6 +154,7 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
         batch.take(part)
         tab.show(ended=error is not None)
         if error is not None:
+            self._give(context, list(batch.results()))
             raise error
         return self._go_on(context, batch, tab, deadline, said_at)
 
@@ -301,16 +304,23 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
         if len(failed) <= self.max_failures:
             batch.deliver()
             return results
-        # The task fails, but what was delivered is paid for and wanted all the same.
-        context["ti"].xcom_push(key="return_value", value=results)
+        self._give(context, results)
         named = "; ".join(
             f"{quote(result['prompt'])[:60]!r}: {quote(result['error'] or '')[:120]}" for result in failed[:_MOST_NAMED]
         )
         more = f"; and {len(failed) - _MOST_NAMED} more, see the log" if len(failed) > _MOST_NAMED else ""
-        raise WhisulJobFailedError(
+        # Where a retry only has to wait longer it need not begin at once.
+        late = len(batch.with_status("late")) == len(failed)
+        raise (WhisulJobTimeoutError if late else WhisulJobFailedError)(
             f"{len(failed)} of {len(results)} songs failed, more than max_failures={self.max_failures}: {named}{more}. "
-            "The others are in this task's XCom; a retry submits only the failed ones again."
+            "The others are in this task's XCom; from Airflow 3.3 on a retry submits only the failed ones again, and "
+            "those that may still complete not even then, but goes on with them."
         )
+
+    @staticmethod
+    def _give(context: Context, results: list[BatchResult]) -> None:
+        """Hand over what there is though the task fails: it is paid for, and wanted all the same."""
+        context["ti"].xcom_push(key="return_value", value=results)
 
     def _fetch(self, song: BatchSong, job_id: str) -> None:
         """Look once more at a job whose data was too much to be kept."""

@@ -14,10 +14,13 @@ from airflow_provider_whisul.batch import LARGEST_ENTRY, LARGEST_SONG, BatchPart
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock, utc
 from airflow_provider_whisul.exceptions import (
     SerializedError,
+    WhisulConfigurationError,
     WhisulError,
     WhisulJobFailedError,
     WhisulJobNotFoundError,
     WhisulJobTimeoutError,
+    WhisulTLSError,
+    WhisulUnauthorizedError,
     error_from_dict,
 )
 from airflow_provider_whisul.pace import check_poll_interval
@@ -36,6 +39,10 @@ _FAILURE_WAIT = 60.0
 
 #: Seconds between two lines of progress in the task's log.
 PROGRESS_SECONDS = 30.0
+
+
+#: What looking at one job tells of all of them.
+_ABOUT_ALL = (WhisulUnauthorizedError, WhisulConfigurationError, WhisulTLSError)
 
 
 class PartEvent(TypedDict):
@@ -125,7 +132,7 @@ class WhisulBatchTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event, a :class:`PartEvent` or a :class:`BatchErrorEvent`."""
         event: PartEvent | BatchErrorEvent
-        part: BatchPart = {"completed": {}, "failed": {}, "gone": {}}
+        part: BatchPart = {"completed": {}, "failed": {}, "gone": {}, "late": {}}
         try:
             await self._gather(part)
             event = {"status": "part", "part": part}
@@ -189,28 +196,25 @@ class WhisulBatchTrigger(BaseTrigger):
                     part["failed"][job_id] = str(seen)[:300]
                     size += 350
                     hand_over_at = hand_over_at or self.clock.time() + _FAILURE_WAIT
-                elif isinstance(seen, WhisulError):
-                    # The key, the deadline, too many blips: the same for all of them.
-                    raise self._about_all(seen, left + 1)
-                else:
-                    # A bug, which Airflow shows with its traceback.
+                elif isinstance(seen, _ABOUT_ALL) or not isinstance(seen, WhisulError):
+                    # All others would meet the same; or a bug, which Airflow shows with its traceback.
                     raise seen
+                else:
+                    reason = part["late"][job_id] = self._late(seen)
+                    size += 60 + len(reason)
             if self.clock.time() - said >= PROGRESS_SECONDS:
                 said = self.clock.time()
                 self._say_progress(part, took, said)
 
-    def _about_all(self, error: WhisulError, left: int) -> WhisulError:
-        if not isinstance(error, WhisulJobTimeoutError):
-            return error
-        return WhisulJobTimeoutError(
-            f"{left} Whisul jobs were not over by {utc(self.deadline)}, and waiting for them ended. They may still be "
-            "running, and may still complete: from Airflow 3.3 on a retry of this task goes on with them."
-        )
+    def _late(self, error: WhisulError) -> str:
+        """Return why a job that may still complete is no longer waited for; short, as it may be said of all of them."""
+        timed_out = isinstance(error, WhisulJobTimeoutError)
+        reason = f"It was not over by {utc(self.deadline)}." if timed_out else str(error)[:200]
+        return f"{reason} It may still complete: from Airflow 3.3 on a retry goes on with it."
 
     def _say_progress(self, part: BatchPart, took: list[float], now: float) -> None:
-        line = progress(
-            self.delivered + len(part["completed"]), self.total, self.failed + len(part["failed"]) + len(part["gone"])
-        )
+        failed = self.failed + len(part["failed"]) + len(part["gone"]) + len(part["late"])
+        line = progress(self.delivered + len(part["completed"]), self.total, failed)
         if took and self.submitted_at is not None:
             left = max(self.submitted_at + max(took) - now, self.poll_interval)
             line += f", about {left / 60:.0f} min left" if left >= 90 else f", about {left:.0f} s left"
@@ -241,7 +245,7 @@ def batch_deferral_error(error: Exception) -> WhisulError:
 
 def _whole(part: dict[str, Any]) -> BatchPart:
     # A trigger of an earlier version of the provider does not tell all of it.
-    return cast(BatchPart, {"gone": {}, **part})
+    return cast(BatchPart, {"gone": {}, "late": {}, **part})
 
 
 def part_from_event(event: object) -> tuple[BatchPart, WhisulError | None]:

@@ -239,7 +239,9 @@ class TestTracks:
             batch = make([*prompts(4), "endless [sandbox:forever]"], timeout=300)
             with pytest.raises(WhisulJobTimeoutError):
                 await batch.attempt()
-            assert {card["prompt"] for card in batch.context.shown()} == set(prompts(4))
+            cards = {card["prompt"]: card for card in batch.context.shown()}
+            assert {prompt for prompt, card in cards.items() if card["status"] == "completed"} == set(prompts(4))
+            assert "not over by" in cards["endless [sandbox:forever]"]["error"]
 
         night(main)
 
@@ -362,6 +364,7 @@ class TestFailures:
             asyncio.get_running_loop().call_later(40, batch.sandbox.revoke_key)
             with pytest.raises(WhisulUnauthorizedError):
                 await batch.attempt()
+            assert all(result["track"] or result["error"] for result in batch.context.xcoms["return_value"])
             batch.sandbox.restore_key()
             batch.clear()
             assert {result["status"] for result in await batch.attempt()} == {"completed"}
@@ -372,7 +375,7 @@ class TestFailures:
     def test_a_timeout_says_that_the_jobs_may_still_run_and_a_retry_goes_on(self, night: Callable[..., Any]) -> None:
         async def main(make: Callable[..., Night]) -> None:
             batch = make([*prompts(3), "slow [sandbox:seconds=300]"], timeout=200)
-            with pytest.raises(WhisulJobTimeoutError, match="1 Whisul jobs were not over.*may still be"):
+            with pytest.raises(WhisulJobTimeoutError, match="1 of 4 songs.*not over by.*may still complete"):
                 await batch.attempt()
             assert {result["status"] for result in await batch.attempt()} == {"completed"}
             assert sum(batch.posts().values()) == 4
@@ -399,6 +402,50 @@ class TestFailures:
             assert sum(batch.posts().values()) == 5
 
         monkeypatch.setattr(WhisulAsyncHook, "get_job", breaking)
+        night(main)
+
+    @pytest.mark.parametrize(
+        ("directive", "reason"), [("[sandbox:forever]", "not over by"), ("[sandbox:get-500=500]", "answered 500")]
+    )
+    @pytest.mark.parametrize("durable_airflow", [True, False])
+    def test_a_job_that_never_ends_costs_the_others_nothing(
+        self, night: Callable[..., Any], directive: str, reason: str, durable_airflow: bool
+    ) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make([f"stuck {directive}", *prompts(20), "doomed [sandbox:fail]"], max_failures=2)
+            batch.durable_airflow = durable_airflow
+            results = await batch.attempt()
+            assert [result["status"] for result in results] == ["failed", *["completed"] * 20, "failed"]
+            assert reason in results[0]["error"]
+            assert "may still complete" in results[0]["error"]
+            assert batch.posts()[f"stuck {directive}"] == 1
+            TestTracks.assert_each_song_is_there_once(batch, results)
+
+        night(main)
+
+    def test_a_later_try_only_looks_at_a_job_that_never_ends(self, night: Callable[..., Any]) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make(["stuck [sandbox:seconds=9000]", "poisoned [sandbox:get-500=25]", *prompts(20)])
+            with pytest.raises(WhisulJobTimeoutError, match="2 of 22 songs"):
+                await batch.attempt()
+            assert [result["status"] for result in batch.context.xcoms["return_value"]].count("completed") == 20
+            with pytest.raises(WhisulJobTimeoutError, match="1 of 22 songs"):
+                await batch.attempt()
+            batch.arguments["timeout"] = 9000
+            assert {result["status"] for result in await batch.attempt()} == {"completed"}
+            assert set(batch.posts().values()) == {1}
+
+        night(main)
+
+    def test_hundreds_of_jobs_that_never_end_are_soon_given_up(self, night: Callable[..., Any]) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make(prompts(700, "[sandbox:forever]"), timeout=200)
+            began = batch.loop.time()
+            with pytest.raises(WhisulJobTimeoutError, match="700 of 700 songs"):
+                await batch.attempt()
+            assert batch.loop.time() - began < 500
+            assert len(batch.parts) < 12
+
         night(main)
 
     def test_an_event_that_is_none_of_ours(self, night: Callable[..., Any]) -> None:
