@@ -40,6 +40,7 @@ from airflow_provider_whisul.pace import (
 from airflow_provider_whisul.retry_policy import set_default_retry_policy
 from airflow_provider_whisul.tracks import BatchShow
 from airflow_provider_whisul.triggers.whisul_batch import (
+    ABOUT_ALL,
     PROGRESS_SECONDS,
     WhisulBatchTrigger,
     batch_deferral_error,
@@ -51,6 +52,10 @@ from airflow_provider_whisul.version_compat import DEFERRAL_ERRORS, is_of_earlie
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+
+#: Answers that are about the one prompt, though the API's documentation does not know them: too long, not to be
+#: processed, not to be made for legal reasons.
+_PROMPT_REFUSED = (413, 422, 451)
 
 #: How many failed songs an error names; the task's log names all of them.
 _MOST_NAMED = 20
@@ -75,7 +80,7 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
         may exist: ``"retry"`` submits it again, ``"fail"`` leaves it failed until a user clears the task.
     :return: The songs in the order of the prompts, each a dict of ``prompt, job_id, status`` (``completed`` or
         ``failed``)``, track`` (the song as the single operator returns it, None if it failed) and ``error`` (None
-        unless it failed). Where the task fails while or after it waits, the same is in its XCom all the same.
+        unless it failed). Where the task fails once it has begun to submit, the same is in its XCom all the same.
     :raises ValueError: When the DAG file is read: an argument makes no sense.
     :raises WhisulInvalidInputError: A prompt is empty or no text. Nothing is submitted then.
     :raises WhisulUnauthorizedError: The key is not accepted; ends the task without a retry.
@@ -211,7 +216,14 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
     ) -> list[BatchResult]:
         """Submit what there is to submit, then defer while jobs run, and end when none does."""
         resumed = deadline is not None
-        if self._submit_all(batch) or deadline is None:
+        tab.show()
+        try:
+            submitted = self._submit_all(batch)
+        except Exception:
+            tab.show(ended=True)
+            self._give(context, list(batch.results()))
+            raise
+        if submitted or deadline is None:
             deadline, resumed = self.clock.time() + self.timeout, False
         tab.show()
         running = batch.with_status(*WAITED_FOR)
@@ -242,7 +254,13 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
         )
 
     def _submit_all(self, batch: Batch) -> int:
-        """Submit each song that is new, or whose job failed and that has attempts left; return how many there were."""
+        """
+        Submit each song that is new, or whose job failed and that has attempts left.
+
+        :param batch: The batch.
+        :return: How many were submitted. Where that has to wait and jobs run the rest is left as it is.
+        :raises WhisulError: Submitting has to wait, and no job runs; or no job can be looked at either.
+        """
         waiting = batch.to_submit(self.attempts)
         said = self.clock.time()
         for done, index in enumerate(waiting, start=1):
@@ -261,10 +279,22 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
             except WhisulInvalidInputError as error:
                 song.status, song.error = "failed", str(error)
                 song.submissions = self.attempts
-            except WhisulError:
-                batch.songs[index] = before
-                batch.save([index])
-                raise
+            except WhisulError as error:
+                if error.http_status in _PROMPT_REFUSED:
+                    song.status, song.error = "failed", str(error)
+                    song.submissions = self.attempts
+                else:
+                    batch.songs[index] = before
+                    batch.save([index])
+                    if isinstance(error, ABOUT_ALL) or not batch.with_status(*WAITED_FOR):
+                        raise
+                    self.log.warning(
+                        "%s So %d of %d songs are not submitted yet: those that run are waited for first.",
+                        error,
+                        len(waiting) - done + 1,
+                        len(batch.songs),
+                    )
+                    return done - 1
             else:
                 batch.submitted(index, job_id)
             self._note_submission(batch, index)

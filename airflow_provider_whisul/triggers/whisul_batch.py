@@ -41,8 +41,8 @@ _FAILURE_WAIT = 60.0
 PROGRESS_SECONDS = 30.0
 
 
-#: What looking at one job tells of all of them.
-_ABOUT_ALL = (WhisulUnauthorizedError, WhisulConfigurationError, WhisulTLSError)
+#: What one request tells of all of them.
+ABOUT_ALL = (WhisulUnauthorizedError, WhisulConfigurationError, WhisulTLSError)
 
 
 class PartEvent(TypedDict):
@@ -196,7 +196,7 @@ class WhisulBatchTrigger(BaseTrigger):
                     part["failed"][job_id] = str(seen)[:300]
                     size += 350
                     hand_over_at = hand_over_at or self.clock.time() + _FAILURE_WAIT
-                elif isinstance(seen, _ABOUT_ALL) or not isinstance(seen, WhisulError):
+                elif isinstance(seen, ABOUT_ALL) or not isinstance(seen, WhisulError):
                     # All others would meet the same; or a bug, which Airflow shows with its traceback.
                     raise seen
                 else:

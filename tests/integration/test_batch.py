@@ -15,7 +15,7 @@ import pytest
 from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 
-from airflow_provider_whisul.api import Answer, read_job
+from airflow_provider_whisul.api import Answer, read_job, read_submission
 from airflow_provider_whisul.batch import LARGEST_ENTRY, MOST_WATCHED
 from airflow_provider_whisul.exceptions import (
     WhisulError,
@@ -704,14 +704,64 @@ class TestLaterTries:
         night(main)
         assert len(paid_again()) == 1
 
-    def test_a_rate_limit_while_submitting_fails_the_try_and_the_next_goes_on(self, night: Callable[..., Any]) -> None:
+    def test_a_rate_limit_while_submitting_waits_for_what_is_paid_for(
+        self, night: Callable[..., Any], task_log: Callable[[], list[str]]
+    ) -> None:
         async def main(make: Callable[..., Night]) -> None:
-            batch = make([*prompts(2), "limited [sandbox:post-429=6]"])
+            batch = make([*prompts(2, "[sandbox:seconds=400]"), "limited [sandbox:post-429=6]", "last"])
+            batch.durable_airflow = False
+            results = await batch.attempt()
+            assert {result["status"] for result in results} == {"completed"}
+            assert sum(batch.posts().values()) == 2 + 7 + 1
+            TestTracks.assert_each_song_is_there_once(batch, results)
+
+        night(main)
+        assert sum("2 of 4 songs are not submitted yet" in line and "429" in line for line in task_log()) == 1
+
+    def test_a_rate_limit_that_nothing_else_waits_for_fails_the_try_and_the_next_goes_on(
+        self, night: Callable[..., Any]
+    ) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make([*prompts(2), "limited [sandbox:post-429=12]", "last"])
             with pytest.raises(WhisulRateLimitError):
                 await batch.attempt()
+            delivered = batch.context.xcoms["return_value"]
+            assert [result["status"] for result in delivered] == ["completed", "completed", "failed", "failed"]
+            assert delivered[-1]["error"] == "It was not submitted."
             assert {result["status"] for result in await batch.attempt()} == {"completed"}
-            assert sum(batch.posts().values()) == 2 + 7
+            assert sum(batch.posts().values()) == 2 + 13 + 1
 
+        night(main)
+
+    def test_what_an_earlier_try_made_is_shown_though_nothing_can_be_submitted(self, night: Callable[..., Any]) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make([*prompts(2), "refused [sandbox:no-such-directive]", "limited [sandbox:post-429=18]"])
+            for _ in range(2):
+                with pytest.raises(WhisulRateLimitError):
+                    await batch.attempt()
+                cards = {card["prompt"]: card["status"] for card in batch.context.shown()}
+                assert cards == {
+                    **dict.fromkeys(prompts(2), "completed"),
+                    "refused [sandbox:no-such-directive]": "failed",
+                }
+
+        night(main)
+
+    @pytest.mark.parametrize("status", [413, 422])
+    def test_a_prompt_that_is_refused_in_another_way_costs_the_others_nothing(
+        self, night: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, status: int
+    ) -> None:
+        def read(answer: Answer) -> str:
+            return read_submission(Answer(status) if answer.status == 400 else answer)
+
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make(["refused [sandbox:no-such-directive]", *prompts(2)], max_failures=1)
+            results = await batch.attempt()
+            assert [result["status"] for result in results] == ["failed", "completed", "completed"]
+            assert str(status) in results[0]["error"]
+            assert sum(batch.posts().values()) == 3
+
+        monkeypatch.setattr("airflow_provider_whisul.hooks.whisul.read_submission", read)
         night(main)
 
 
