@@ -12,6 +12,7 @@ import json
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, cast, get_args
 
 from airflow_provider_whisul.api import Song
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 #: Bytes that one event, one chunk of state or one trigger's arguments may take: half of what MySQL keeps in a column.
 LARGEST_ENTRY = 32_000
 
-#: Songs in one chunk of state, and the bytes that the data of each may take in it.
+#: Songs in one chunk of state, and the bytes of JSON that the data of each, or why it failed, may take in it.
 CHUNK_SONGS = 20
 LARGEST_SONG = 1_200
+LARGEST_ERROR = 600
 
 #: Jobs that one trigger looks at, at the most: the others are looked at when some of them are over.
 MOST_WATCHED = 600
@@ -117,7 +119,8 @@ class BatchSong:
             song = {key: value for key, value in self.song.items() if key not in ("prompt", "job_id")}
             if len(json.dumps(song)) > LARGEST_SONG:
                 song = None
-        return [digest(self.prompt), self.status, self.job_id, self.submissions, song, (self.error or "")[:300] or None]
+        error = cut(self.error, LARGEST_ERROR) if self.error else None
+        return [digest(self.prompt), self.status, self.job_id, self.submissions, song, error]
 
     @classmethod
     def unpacked(cls, prompt: str, packed: object) -> BatchSong:
@@ -256,6 +259,18 @@ class Batch:
             if song.status == "new" or (song.status == "failed" and song.submissions < attempts)
         ]
 
+    def to_watch(self) -> list[str]:
+        """Return the jobs that the next trigger looks at: as many as it may, and as its arguments have room for."""
+        job_ids: list[str] = []
+        room = LARGEST_ENTRY - 2_000
+        for index in self.with_status(*WAITED_FOR)[:MOST_WATCHED]:
+            job_id = self.songs[index].job_id or ""
+            room -= len(job_id) + 4
+            if room < 0:
+                break
+            job_ids.append(job_id)
+        return job_ids
+
     def submitting(self, index: int) -> None:
         """Take in that a song is about to be submitted."""
         song = self.songs[index]
@@ -321,6 +336,22 @@ _REASONS: dict[Status, str] = {
 
 def _key(generation: int, start: int) -> str:
     return f"whisul_batch_{generation}_{start // CHUNK_SONGS:04d}"
+
+
+def cut(text: str, most: int) -> str:
+    """
+    Return a text, or as much of its beginning as there is room for.
+
+    :param text: The text.
+    :param most: Bytes that it may take as JSON, which escapes all that is not ASCII.
+    """
+    if len(json.dumps(text)) <= most:
+        return text
+    mark = "…"
+    # Of the JSON of each character and of the mark the quotes do not count, but once.
+    room = most - len(json.dumps(mark))
+    lengths = accumulate(len(json.dumps(character)) - 2 for character in text[:most])
+    return text[: sum(length <= room for length in lengths)] + mark
 
 
 def digest(prompt: str) -> str:

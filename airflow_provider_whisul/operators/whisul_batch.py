@@ -12,7 +12,6 @@ from airflow.providers.common.compat.sdk import BaseOperator
 from airflow_provider_whisul.account import DEFAULT_CONN_ID
 from airflow_provider_whisul.api import generate_request, quote
 from airflow_provider_whisul.batch import (
-    MOST_WATCHED,
     NOT_MADE,
     WAITED_FOR,
     Batch,
@@ -226,8 +225,7 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
         if submitted or deadline is None:
             deadline, resumed = self.clock.time() + self.timeout, False
         tab.show()
-        running = batch.with_status(*WAITED_FOR)
-        if not running:
+        if not batch.with_status(*WAITED_FOR):
             return self._finish(context, batch, tab)
         now = self.clock.time()
         delivered, failed = len(batch.with_status("completed")), len(batch.with_status(*NOT_MADE))
@@ -237,7 +235,7 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
             self.log.info("%s", progress(delivered, len(batch.songs), failed))
         return self.defer(
             trigger=WhisulBatchTrigger(
-                job_ids=[cast(str, batch.songs[index].job_id) for index in running[:MOST_WATCHED]],
+                job_ids=batch.to_watch(),
                 whisul_conn_id=self.whisul_conn_id,
                 poll_interval=self.poll_interval,
                 deadline=deadline,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_whisul.api import WhisulJob
-from airflow_provider_whisul.batch import LARGEST_ENTRY, LARGEST_SONG, BatchPart
+from airflow_provider_whisul.batch import LARGEST_ENTRY, LARGEST_ERROR, LARGEST_SONG, BatchPart, cut
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock, utc
 from airflow_provider_whisul.exceptions import (
     SerializedError,
@@ -137,7 +137,7 @@ class WhisulBatchTrigger(BaseTrigger):
             await self._gather(part)
             event = {"status": "part", "part": part}
         except WhisulError as error:
-            event = {"status": "error", "part": part, "error": error.as_dict()}
+            event = {"status": "error", "part": part, "error": {**error.as_dict(), "message": cut(str(error), 2_000)}}
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
     async def _gather(self, part: BatchPart) -> None:
@@ -181,27 +181,28 @@ class WhisulBatchTrigger(BaseTrigger):
                 pass
             else:
                 left -= 1
+                size += len(job_id) + 10
                 if isinstance(seen, WhisulJob):
                     song = cast("dict[str, object]", {**seen.song()})
                     del song["prompt"], song["job_id"]
                     length = len(json.dumps(song))
                     part["completed"][job_id] = song if length <= LARGEST_SONG else None
-                    size += 50 + min(length, LARGEST_SONG)
+                    size += min(length, LARGEST_SONG)
                     if seen.started_at and seen.finished_at:
                         took.append((seen.finished_at - seen.started_at).total_seconds())
                 elif isinstance(seen, WhisulJobNotFoundError):
-                    part["gone"][job_id] = str(seen)[:300]
-                    size += 350
+                    reason = part["gone"][job_id] = cut(str(seen), LARGEST_ERROR)
+                    size += len(json.dumps(reason))
                 elif isinstance(seen, WhisulJobFailedError):
-                    part["failed"][job_id] = str(seen)[:300]
-                    size += 350
+                    reason = part["failed"][job_id] = cut(str(seen), LARGEST_ERROR)
+                    size += len(json.dumps(reason))
                     hand_over_at = hand_over_at or self.clock.time() + _FAILURE_WAIT
                 elif isinstance(seen, ABOUT_ALL) or not isinstance(seen, WhisulError):
                     # All others would meet the same; or a bug, which Airflow shows with its traceback.
                     raise seen
                 else:
                     reason = part["late"][job_id] = self._late(seen)
-                    size += 60 + len(reason)
+                    size += len(json.dumps(reason))
             if self.clock.time() - said >= PROGRESS_SECONDS:
                 said = self.clock.time()
                 self._say_progress(part, took, said)
@@ -209,7 +210,7 @@ class WhisulBatchTrigger(BaseTrigger):
     def _late(self, error: WhisulError) -> str:
         """Return why a job that may still complete is no longer waited for; short, as it may be said of all of them."""
         timed_out = isinstance(error, WhisulJobTimeoutError)
-        reason = f"It was not over by {utc(self.deadline)}." if timed_out else str(error)[:200]
+        reason = f"It was not over by {utc(self.deadline)}." if timed_out else cut(str(error), LARGEST_ERROR - 100)
         return f"{reason} It may still complete: from Airflow 3.3 on a retry goes on with it."
 
     def _say_progress(self, part: BatchPart, took: list[float], now: float) -> None:

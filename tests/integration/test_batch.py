@@ -16,7 +16,7 @@ from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 
 from airflow_provider_whisul.api import Answer, read_job, read_submission
-from airflow_provider_whisul.batch import LARGEST_ENTRY, MOST_WATCHED
+from airflow_provider_whisul.batch import LARGEST_ENTRY, MOST_WATCHED, Batch, BatchSong
 from airflow_provider_whisul.exceptions import (
     WhisulError,
     WhisulInvalidInputError,
@@ -778,6 +778,33 @@ def test_data_too_large_for_an_event_is_fetched_by_the_worker(
         assert set(batch.parts[0]["part"]["completed"].values()) == {None}
 
     night(main)
+
+
+class TestSizes:
+    """Airflow keeps all of it as JSON that escapes what is not ASCII; :meth:`Night.wait` measures each event."""
+
+    @pytest.mark.parametrize("text", ["x", "音", "🎵"])
+    def test_errors_in_any_language(
+        self, night: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, text: str
+    ) -> None:
+        def read(answer: Answer, job_id: str) -> Any:
+            return replace(read_job(answer, job_id), error=text * 1000)
+
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make([f"doomed {number} [sandbox:fail]" for number in range(100)], max_failures=100, attempts=1)
+            results = await batch.attempt()
+            assert all(text * 40 in result["error"] for result in results)
+            assert max(len(json.dumps(value)) for value in batch.store.values()) < LARGEST_ENTRY
+
+        monkeypatch.setattr("airflow_provider_whisul.hooks.whisul_async.read_job", read)
+        night(main)
+
+    def test_long_job_ids(self) -> None:
+        songs = [BatchSong(f"song {number}", "running", f"{number:0200d}") for number in range(MOST_WATCHED)]
+        watched = Batch(songs, TaskStore(), 0).to_watch()
+        assert watched == [song.job_id for song in songs[: len(watched)]]
+        trigger = WhisulBatchTrigger(watched, "c" * 200, 10, 0)
+        assert LARGEST_ENTRY - 2_500 < len(json.dumps(trigger.serialize())) < LARGEST_ENTRY
 
 
 def test_progress_is_said_once_in_half_a_minute(night: Callable[..., Any], task_log: Callable[[], list[str]]) -> None:
