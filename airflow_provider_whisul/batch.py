@@ -140,7 +140,7 @@ class BatchSong:
 
     def result(self) -> BatchResult:
         """Return it as the operator does."""
-        completed = self.status == "completed"
+        completed = self.status == "completed" and self.song is not None
         return {
             "prompt": self.prompt,
             "job_id": self.job_id,
@@ -299,7 +299,7 @@ class Batch:
                 song.status, song.error = "late", part["late"][job_id]
             else:
                 data = part["completed"][job_id]
-                song.status = "completed"
+                song.status, song.error = "completed", None
                 song.song = None if data is None else cast(Song, {"job_id": job_id, "prompt": song.prompt, **data})
         self.save(over)
 
@@ -330,6 +330,7 @@ _HEAD = "whisul_batch"
 #: Why there is no song where the task ends before all of them are over.
 _REASONS: dict[Status, str] = {
     "new": "It was not submitted.",
+    "completed": "It is there, but could not be fetched. From Airflow 3.3 on a retry fetches it.",
     "running": "The task ended before its job. From Airflow 3.3 on a retry goes on with it.",
 }
 

@@ -16,7 +16,6 @@ from airflow_provider_whisul.batch import (
     WAITED_FOR,
     Batch,
     BatchResult,
-    BatchSong,
     Notebook,
     XComNotebook,
 )
@@ -27,6 +26,7 @@ from airflow_provider_whisul.exceptions import (
     WhisulError,
     WhisulInvalidInputError,
     WhisulJobFailedError,
+    WhisulJobNotFoundError,
     WhisulJobTimeoutError,
 )
 from airflow_provider_whisul.pace import (
@@ -319,11 +319,13 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
             raise
 
     def _finish(self, context: Context, batch: Batch, tab: BatchShow) -> list[BatchResult]:
-        for index in batch.with_status("completed"):
-            song = batch.songs[index]
-            if song.song is None and song.job_id is not None:
-                self._fetch(song, song.job_id)
-        tab.show(ended=True)
+        try:
+            self._fetch_large(batch)
+        except Exception:
+            self._give(context, list(batch.results()))
+            raise
+        finally:
+            tab.show(ended=True)
         results = list(batch.results())
         failed = [result for result in results if result["status"] == "failed"]
         self.log.info("%d of %d songs delivered, %d failed", len(results) - len(failed), len(results), len(failed))
@@ -350,8 +352,17 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
         """Hand over what there is though the task fails: it is paid for, and wanted all the same."""
         context["ti"].xcom_push(key="return_value", value=results)
 
-    def _fetch(self, song: BatchSong, job_id: str) -> None:
-        """Look once more at a job whose data was too much to be kept."""
-        job = self.hook.get_job(job_id)
-        if job.completed:
-            song.song = job.song()
+    def _fetch_large(self, batch: Batch) -> None:
+        """Look once more at the jobs whose data was too much to be kept."""
+        for index in batch.with_status("completed"):
+            song = batch.songs[index]
+            if song.song is not None or song.job_id is None:
+                continue
+            try:
+                job = self.hook.get_job(song.job_id)
+            except WhisulJobNotFoundError as error:
+                song.status, song.error = "gone", str(error)
+                batch.save([index])
+            else:
+                if job.completed:
+                    song.song = job.song()

@@ -780,6 +780,51 @@ def test_data_too_large_for_an_event_is_fetched_by_the_worker(
     night(main)
 
 
+def test_a_song_too_large_to_keep_whose_job_is_gone_is_one_failure(
+    night: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_whisul.triggers.whisul_batch.LARGEST_SONG", 10)
+    monkeypatch.setattr("airflow_provider_whisul.batch.LARGEST_SONG", 10)
+
+    async def main(make: Callable[..., Night]) -> None:
+        batch = make(["early [sandbox:seconds=20]", "late [sandbox:seconds=900]"])
+        with pytest.raises(WhisulJobFailedError, match="1 of 2 songs failed.*404"):
+            await batch.attempt()
+        results = batch.context.xcoms["return_value"]
+        assert [result["status"] for result in results] == ["failed", "completed"]
+        assert set(batch.posts().values()) == {1}
+        TestTracks.assert_each_song_is_there_once(batch, results)
+        # A later try looks once more before it pays for another.
+        batch.arguments["prompts"] = ["early [sandbox:seconds=20]"]
+        assert (await batch.attempt())[0]["track"]
+        assert batch.posts()["early [sandbox:seconds=20]"] == 2
+
+    night(main, expire_seconds=600)
+
+
+def test_a_song_too_large_to_keep_that_cannot_be_fetched_keeps_the_others(
+    night: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_whisul.triggers.whisul_batch.LARGEST_SONG", 10)
+    monkeypatch.setattr("airflow_provider_whisul.batch.LARGEST_SONG", 10)
+
+    async def main(make: Callable[..., Night]) -> None:
+        batch = make(prompts(2))
+        wait = batch.wait
+
+        async def waited(deferred: TaskDeferred) -> Any:
+            event = await wait(deferred)
+            batch.sandbox.revoke_key()
+            return event
+
+        batch.wait = waited  # type: ignore[method-assign]
+        with pytest.raises(WhisulUnauthorizedError):
+            await batch.attempt()
+        assert len(batch.context.xcoms["return_value"]) == 2
+
+    night(main)
+
+
 class TestSizes:
     """Airflow keeps all of it as JSON that escapes what is not ASCII; :meth:`Night.wait` measures each event."""
 
