@@ -169,6 +169,7 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except DEFERRAL_ERRORS as error:
+            self._give(context, list(self._load(context).results()))
             raise batch_deferral_error(error) from error
 
     def _load(self, context: Context) -> Batch:

@@ -469,6 +469,19 @@ def test_a_deferral_that_airflow_ended_says_what_becomes_of_the_jobs(
         TaskContext().run(operator, "__fail__", {"error": reason})
 
 
+def test_a_deferral_that_airflow_ended_hands_over_what_there_is(night: Callable[..., Any]) -> None:
+    async def main(make: Callable[..., Night]) -> None:
+        batch = make([*prompts(2), "doomed [sandbox:fail]"], attempts=1)
+        with pytest.raises(WhisulJobFailedError):
+            await batch.attempt()
+        delivered = batch.context.xcoms.pop("return_value")
+        with pytest.raises(WhisulJobTimeoutError):
+            batch.context.run(batch.operator(), "__fail__", {"error": "Trigger timeout"})
+        assert batch.context.xcoms["return_value"] == delivered
+
+    night(main)
+
+
 class TestLaterTries:
     @pytest.mark.parametrize("after", [0, 7, 25])
     @pytest.mark.parametrize("noted", [True, False])
