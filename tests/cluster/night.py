@@ -26,7 +26,7 @@ from dev.cluster_airflow import HOW_TO_GET_THEM, ClusterAirflow, Services
 from dev.local_airflow import FINISHED, LocalAirflowError
 
 # The first test waits for all of it.
-pytestmark = pytest.mark.timeout(2100)
+pytestmark = pytest.mark.timeout(1200)
 
 DAGS = Path(__file__).parent / "dags"
 DAG_ID = "whisul_cluster"
@@ -34,7 +34,7 @@ MAPPED = int(os.environ.get("WHISUL_TEST_MAPPED", "200"))
 BATCH = int(os.environ.get("WHISUL_TEST_BATCH", "1000"))
 #: Requests per second that the sandbox allows; 0 for no limit.
 RATE_LIMIT = int(os.environ.get("WHISUL_TEST_RATE_LIMIT", "20"))
-TIMEOUT = 1800.0
+TIMEOUT = 900.0
 MIN_PAUSE = 5.0
 #: Those who share the key without seeing each other each find the limit for themselves. Two clients that only back off
 #: alone had two answers of three limited.
