@@ -244,11 +244,6 @@ def batch_deferral_error(error: Exception) -> WhisulError:
     )
 
 
-def _whole(part: dict[str, Any]) -> BatchPart:
-    # A trigger of an earlier version of the provider does not tell all of it.
-    return cast(BatchPart, {"gone": {}, "late": {}, **part})
-
-
 def part_from_event(event: object) -> tuple[BatchPart, WhisulError | None]:
     """
     Return the jobs that an event says are over, and the error that ended the wait, if one did.
@@ -257,14 +252,17 @@ def part_from_event(event: object) -> tuple[BatchPart, WhisulError | None]:
     :raises WhisulError: It is none.
     """
     match event:
-        case {"status": "part", "part": {"completed": dict(), "failed": dict()} as part}:
-            return _whole(part), None
+        case {
+            "status": "part",
+            "part": {"completed": dict(), "failed": dict(), "gone": dict(), "late": dict()} as part,
+        }:
+            return cast(BatchPart, part), None
         case {
             "status": "error",
-            "part": {"completed": dict(), "failed": dict()} as part,
+            "part": {"completed": dict(), "failed": dict(), "gone": dict(), "late": dict()} as part,
             "error": {"type": str(), "message": str(), "job_id": _, "http_status": _} as error,
         }:
-            return _whole(part), error_from_dict(cast(SerializedError, error))
+            return cast(BatchPart, part), error_from_dict(cast(SerializedError, error))
     raise WhisulError(
         f"The trigger that waited for the batch reported something that is no event of it: {event!r:.200}. The jobs "
         "are not affected: from Airflow 3.3 on a retry of this task goes on with them."
