@@ -345,7 +345,7 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
         raise (WhisulJobTimeoutError if late else WhisulJobFailedError)(
             f"{len(failed)} of {len(results)} songs failed, more than max_failures={self.max_failures}: {named}{more}. "
             "The others are in this task's XCom; from Airflow 3.3 on a retry submits only the failed ones again, and "
-            "those that may still complete not even then, but goes on with them."
+            "goes on waiting for jobs that may still complete."
         )
 
     @staticmethod
