@@ -35,6 +35,7 @@ from airflow_provider_whisul.pace import (
     FRAMEWORK_TIMEOUT_MARGIN,
     check_poll_interval,
     check_timeout,
+    quiet_until,
 )
 from airflow_provider_whisul.retry_policy import set_default_retry_policy
 from airflow_provider_whisul.tracks import BatchShow
@@ -218,7 +219,7 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
         resumed = deadline is not None
         tab.show()
         try:
-            submitted = self._submit_all(batch)
+            submitted, not_before = self._submit_all(batch)
         except Exception:
             tab.show(ended=True)
             self._give(context, list(batch.results()))
@@ -246,18 +247,20 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
                 failed=failed,
                 resumed=resumed,
                 said_at=said_at,
+                not_before=not_before,
             ),
             method_name="execute_part",
             kwargs={"deadline": deadline, "said_at": said_at, "try_number": context["ti"].try_number},
             timeout=timedelta(seconds=max(0.0, deadline - now) + FRAMEWORK_TIMEOUT_MARGIN),
         )
 
-    def _submit_all(self, batch: Batch) -> int:
+    def _submit_all(self, batch: Batch) -> tuple[int, float | None]:
         """
         Submit each song that is new, or whose job failed and that has attempts left.
 
         :param batch: The batch.
-        :return: How many were submitted. Where that has to wait and jobs run the rest is left as it is.
+        :return: How many were submitted, and when Whisul may be asked again, in Unix seconds, where it has said so.
+            Where submitting has to wait and jobs run the rest is left as it is.
         :raises WhisulError: Submitting has to wait, and no job runs; or no job can be looked at either.
         """
         waiting = batch.to_submit(self.attempts)
@@ -293,7 +296,7 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
                         len(waiting) - done + 1,
                         len(batch.songs),
                     )
-                    return done - 1
+                    return done - 1, quiet_until(error, self.clock.time())
             else:
                 batch.submitted(index, job_id)
             self._note_submission(batch, index)
@@ -302,7 +305,7 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
                 self.log.info("%s of %s submitted", f"{done:,}", f"{len(waiting):,}")
         if waiting:
             self.log.info("Submitted %d songs", len(waiting))
-        return len(waiting)
+        return len(waiting), None
 
     def _note_submission(self, batch: Batch, index: int) -> None:
         song = batch.songs[index]

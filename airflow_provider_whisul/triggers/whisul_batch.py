@@ -5,12 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_whisul.api import WhisulJob
-from airflow_provider_whisul.batch import LARGEST_ENTRY, LARGEST_ERROR, LARGEST_SONG, BatchPart, cut
+from airflow_provider_whisul.batch import (
+    LARGEST_ENTRY,
+    LARGEST_ERROR,
+    LARGEST_SONG,
+    BatchPart,
+    PackedPart,
+    PartPacker,
+    cut,
+    unpack_part,
+)
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock, utc
 from airflow_provider_whisul.exceptions import (
     SerializedError,
@@ -31,7 +41,8 @@ from airflow_provider_whisul.watch import JobWatch
 if TYPE_CHECKING:
     from airflow_provider_whisul.hooks.whisul_async import WhisulAsyncHook
 
-#: Bytes of songs that an event holds before it is handed over, with room for what is around them.
+#: Bytes of a part at which it is handed over: there is room for one more song, which may be one that does not compress
+#: and grows by a third as text, and for what is around the part.
 _FULL_PART = LARGEST_ENTRY - 4 * LARGEST_SONG
 
 #: Seconds that a failed song waits for others to be handed over with, before it is submitted again.
@@ -49,14 +60,14 @@ class PartEvent(TypedDict):
     """What the trigger reports when some jobs are over."""
 
     status: Literal["part"]
-    part: BatchPart
+    part: PackedPart
 
 
 class BatchErrorEvent(TypedDict):
     """What the trigger reports when waiting has come to an end, with the jobs that were over before."""
 
     status: Literal["error"]
-    part: BatchPart
+    part: PackedPart
     error: SerializedError
 
 
@@ -77,6 +88,8 @@ class WhisulBatchTrigger(BaseTrigger):
     :param failed: How many of them have failed for good, likewise.
     :param resumed: Whether another trigger has waited for the same jobs until just now.
     :param said_at: When the last line of progress was written, in Unix seconds.
+    :param not_before: When the first look may be made at the earliest, in Unix seconds: the end of a rate limit that
+        whoever defers has met. Where that is beyond the deadline, no job is looked at and all are late.
     """
 
     #: Time and chance; replaced by tests.
@@ -94,6 +107,7 @@ class WhisulBatchTrigger(BaseTrigger):
         failed: int = 0,
         resumed: bool = False,
         said_at: float | None = None,
+        not_before: float | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.job_ids = list(job_ids)
@@ -106,6 +120,7 @@ class WhisulBatchTrigger(BaseTrigger):
         self.failed = failed
         self.resumed = resumed
         self.said_at = said_at
+        self.not_before = not_before
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what the trigger is made from again: ids, times and counts only, since it is stored and logged."""
@@ -122,6 +137,7 @@ class WhisulBatchTrigger(BaseTrigger):
                 "failed": self.failed,
                 "resumed": self.resumed,
                 "said_at": self.said_at,
+                "not_before": self.not_before,
             },
         )
 
@@ -132,19 +148,22 @@ class WhisulBatchTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event, a :class:`PartEvent` or a :class:`BatchErrorEvent`."""
         event: PartEvent | BatchErrorEvent
-        part: BatchPart = {"completed": {}, "failed": {}, "gone": {}, "late": {}}
+        part = PartPacker()
         try:
             await self._gather(part)
-            event = {"status": "part", "part": part}
+            event = {"status": "part", "part": part.packed()}
         except WhisulError as error:
-            event = {"status": "error", "part": part, "error": {**error.as_dict(), "message": cut(str(error), 2_000)}}
+            said: SerializedError = {**error.as_dict(), "message": cut(str(error), 2_000)}
+            event = {"status": "error", "part": part.packed(), "error": said}
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
-    async def _gather(self, part: BatchPart) -> None:
+    async def _gather(self, part: PartPacker) -> None:
         """Fill a part with jobs that are over, until it is full, nothing is left, or waiting must end."""
         self.log.info("Looking at %d Whisul jobs, each every %g s", len(self.job_ids), self.poll_interval)
         over: asyncio.Queue[tuple[str, WhisulJob | Exception]] = asyncio.Queue()
         async with (await async_hook_class())(self.whisul_conn_id, clock=self.clock) as hook:
+            if self.not_before is not None:
+                await hook.keep_quiet(self.not_before)
             watchers = [asyncio.ensure_future(self._watch(hook, job_id, over)) for job_id in self.job_ids]
             try:
                 await self._collect(over, part)
@@ -160,7 +179,7 @@ class WhisulBatchTrigger(BaseTrigger):
         clock = self.clock
         watch = JobWatch(job_id, self.poll_interval, self.deadline, self.submitted_at)
         try:
-            wait = watch.first_wait(clock.time(), clock.random(), resumed=self.resumed)
+            wait = watch.first_wait(clock.time(), clock.random(), self.not_before, resumed=self.resumed)
             job = await wait_until_over(hook, watch, clock, wait)
         except Exception as error:
             # Whatever it is: nobody else would hear of it before the trigger ends.
@@ -168,41 +187,34 @@ class WhisulBatchTrigger(BaseTrigger):
         else:
             over.put_nowait((job_id, job))
 
-    async def _collect(self, over: asyncio.Queue[tuple[str, WhisulJob | Exception]], part: BatchPart) -> None:
-        size = 0
+    async def _collect(self, over: asyncio.Queue[tuple[str, WhisulJob | Exception]], part: PartPacker) -> None:
         took: list[float] = []
         said = self.said_at or self.clock.time()
         hand_over_at: float | None = None
         left = len(self.job_ids)
-        while left and size < _FULL_PART and not (hand_over_at and self.clock.time() >= hand_over_at):
+        while left and part.size() < _FULL_PART and not (hand_over_at and self.clock.time() >= hand_over_at):
             try:
                 job_id, seen = await asyncio.wait_for(over.get(), PROGRESS_SECONDS)
             except TimeoutError:
                 pass
             else:
                 left -= 1
-                size += len(job_id) + 10
                 if isinstance(seen, WhisulJob):
                     song = cast("dict[str, object]", {**seen.song()})
                     del song["prompt"], song["job_id"]
-                    length = len(json.dumps(song))
-                    part["completed"][job_id] = song if length <= LARGEST_SONG else None
-                    size += min(length, LARGEST_SONG)
+                    part.add(job_id, song if len(json.dumps(song)) <= LARGEST_SONG else None)
                     if seen.started_at and seen.finished_at:
                         took.append((seen.finished_at - seen.started_at).total_seconds())
                 elif isinstance(seen, WhisulJobNotFoundError):
-                    reason = part["gone"][job_id] = cut(str(seen), LARGEST_ERROR)
-                    size += len(json.dumps(reason))
+                    part.gone[job_id] = cut(str(seen), LARGEST_ERROR)
                 elif isinstance(seen, WhisulJobFailedError):
-                    reason = part["failed"][job_id] = cut(str(seen), LARGEST_ERROR)
-                    size += len(json.dumps(reason))
+                    part.failed[job_id] = cut(str(seen), LARGEST_ERROR)
                     hand_over_at = hand_over_at or self.clock.time() + _FAILURE_WAIT
                 elif isinstance(seen, ABOUT_ALL) or not isinstance(seen, WhisulError):
                     # All others would meet the same; or a bug, which Airflow shows with its traceback.
                     raise seen
                 else:
-                    reason = part["late"][job_id] = self._late(seen)
-                    size += len(json.dumps(reason))
+                    part.late[job_id] = self._late(seen)
             if self.clock.time() - said >= PROGRESS_SECONDS:
                 said = self.clock.time()
                 self._say_progress(part, took, said)
@@ -213,9 +225,9 @@ class WhisulBatchTrigger(BaseTrigger):
         reason = f"It was not over by {utc(self.deadline)}." if timed_out else cut(str(error), LARGEST_ERROR - 100)
         return f"{reason} It may still complete: from Airflow 3.3 on a retry goes on with it."
 
-    def _say_progress(self, part: BatchPart, took: list[float], now: float) -> None:
-        failed = self.failed + len(part["failed"]) + len(part["gone"]) + len(part["late"])
-        line = progress(self.delivered + len(part["completed"]), self.total, failed)
+    def _say_progress(self, part: PartPacker, took: list[float], now: float) -> None:
+        failed = self.failed + len(part.failed) + len(part.gone) + len(part.late)
+        line = progress(self.delivered + part.songs, self.total, failed)
         if took and self.submitted_at is not None:
             left = max(self.submitted_at + max(took) - now, self.poll_interval)
             line += f", about {left / 60:.0f} min left" if left >= 90 else f", about {left:.0f} s left"
@@ -251,18 +263,20 @@ def part_from_event(event: object) -> tuple[BatchPart, WhisulError | None]:
     :param event: The event, as Airflow hands it to ``execute_part``: not to be trusted to be one of ours.
     :raises WhisulError: It is none.
     """
-    match event:
-        case {
-            "status": "part",
-            "part": {"completed": dict(), "failed": dict(), "gone": dict(), "late": dict()} as part,
-        }:
-            return cast(BatchPart, part), None
-        case {
-            "status": "error",
-            "part": {"completed": dict(), "failed": dict(), "gone": dict(), "late": dict()} as part,
-            "error": {"type": str(), "message": str(), "job_id": _, "http_status": _} as error,
-        }:
-            return cast(BatchPart, part), error_from_dict(cast(SerializedError, error))
+    # Songs that cannot be read are like any other event that makes no sense.
+    with suppress(ValueError):
+        match event:
+            case {
+                "status": "part",
+                "part": {"completed": str(), "failed": dict(), "gone": dict(), "late": dict()} as part,
+            }:
+                return unpack_part(cast(PackedPart, part)), None
+            case {
+                "status": "error",
+                "part": {"completed": str(), "failed": dict(), "gone": dict(), "late": dict()} as part,
+                "error": {"type": str(), "message": str(), "job_id": _, "http_status": _} as error,
+            }:
+                return unpack_part(cast(PackedPart, part)), error_from_dict(cast(SerializedError, error))
     raise WhisulError(
         f"The trigger that waited for the batch reported something that is no event of it: {event!r:.200}. The jobs "
         "are not affected: from Airflow 3.3 on a retry of this task goes on with them."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import random
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -15,8 +16,8 @@ import pytest
 from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 
-from airflow_provider_whisul.api import Answer, read_job, read_submission
-from airflow_provider_whisul.batch import LARGEST_ENTRY, MOST_WATCHED, Batch, BatchSong
+from airflow_provider_whisul.api import Answer, WhisulJob, WhisulTrack, read_job, read_submission
+from airflow_provider_whisul.batch import LARGEST_ENTRY, LARGEST_SONG, MOST_WATCHED, Batch, BatchSong
 from airflow_provider_whisul.exceptions import (
     WhisulError,
     WhisulInvalidInputError,
@@ -28,7 +29,7 @@ from airflow_provider_whisul.exceptions import (
 from airflow_provider_whisul.hooks.whisul_async import WhisulAsyncHook
 from airflow_provider_whisul.operators.whisul_batch import WhisulGenerateBatchOperator
 from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions
-from airflow_provider_whisul.triggers.whisul_batch import WhisulBatchTrigger
+from airflow_provider_whisul.triggers.whisul_batch import WhisulBatchTrigger, part_from_event
 from tests.support import TaskContext, TaskStore, VirtualLoop, loop_clock, run_virtually, thread_clock
 
 KEY = "secret-sandbox-key"
@@ -167,7 +168,7 @@ def test_a_thousand_and_more(night: Callable[..., Any]) -> None:
         assert sum(result["status"] == "completed" for result in results) == 1000
         assert sum(batch.posts().values()) == 1000
         assert max(len(trigger.job_ids) for trigger in batch.triggers) == MOST_WATCHED
-        assert len(batch.parts) < 40
+        assert len(batch.parts) <= 4
 
     night(main)
 
@@ -731,6 +732,58 @@ class TestLaterTries:
         night(main)
         assert sum("2 of 4 songs are not submitted yet" in line and "429" in line for line in task_log()) == 1
 
+    def test_nobody_asks_while_a_rate_limit_that_submitting_met_lasts(self, night: Callable[..., Any]) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make(prompts(12))
+            assert {result["status"] for result in await batch.attempt()} == {"completed"}
+            limited = [(one, two) for one, two in pairwise(batch.sandbox.requests) if one.status == 429]
+            assert limited
+            assert all(after.at - before.at >= 700 for before, after in limited)
+            assert batch.triggers[0].not_before == pytest.approx(limited[0][0].at + 700, abs=1)
+            assert batch.triggers[-1].not_before is None
+
+        # Longer than a worker waits.
+        night(main, rate_limit=6, rate_window=4.0, block_seconds=700.0, retry_after=True)
+
+    def test_a_rate_limit_that_submitting_met_quiets_other_triggers_too(self, night: Callable[..., Any]) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make([])
+            generate = batch.operator().hook.generate
+            until = batch.loop.wall() + 30
+
+            async def wait(prompt: str, not_before: float | None) -> Any:
+                job_id = await batch.loop.run_in_executor(None, generate, prompt)
+                trigger = WhisulBatchTrigger([job_id], "whisul_default", 10, until + 600, not_before=not_before)
+                trigger.clock = loop_clock(batch.loop)
+                return [event.payload async for event in trigger.run()]
+
+            await asyncio.gather(wait("one", until), wait("another", None))
+            assert min(request.at for request in batch.sandbox.requests if request.method == "GET") >= until
+
+        night(main)
+
+    def test_a_rate_limit_that_outlasts_the_wait_leaves_the_jobs_to_a_later_try(
+        self, night: Callable[..., Any]
+    ) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make(prompts(12), timeout=300)
+            with pytest.raises(WhisulRateLimitError):
+                await batch.attempt()
+            assert batch.loop.time() < 30
+            assert {request.method for request in batch.sandbox.requests} == {"POST"}
+            delivered = batch.context.xcoms["return_value"]
+            made = [result["job_id"] for result in delivered if result["job_id"]]
+            assert len(made) == len(batch.sandbox.jobs) > 1
+            assert all("may still complete" in result["error"] for result in delivered if result["job_id"])
+            await asyncio.sleep(700)
+            batch.arguments["timeout"] = 1800
+            results = await batch.attempt()
+            assert {result["status"] for result in results} == {"completed"}
+            assert [result["job_id"] for result in results[: len(made)]] == made
+            assert len(batch.sandbox.jobs) == 12
+
+        night(main, rate_limit=6, rate_window=4.0, block_seconds=700.0, retry_after=True)
+
     def test_a_rate_limit_that_nothing_else_waits_for_fails_the_try_and_the_next_goes_on(
         self, night: Callable[..., Any]
     ) -> None:
@@ -787,8 +840,8 @@ def test_data_too_large_for_an_event_is_fetched_by_the_worker(
     async def main(make: Callable[..., Night]) -> None:
         batch = make(prompts(3))
         assert all(result["track"]["song_url"] for result in await batch.attempt())
-        assert batch.parts[0]["part"]["completed"]
-        assert set(batch.parts[0]["part"]["completed"].values()) == {None}
+        part, _ = part_from_event(batch.parts[0])
+        assert set(part["completed"].values()) == {None}
 
     night(main)
 
@@ -838,6 +891,10 @@ def test_a_song_too_large_to_keep_that_cannot_be_fetched_keeps_the_others(
     night(main)
 
 
+def track(job_id: str, title: str) -> WhisulJob:
+    return WhisulJob(job_id, "completed", track=WhisulTrack(title=title))
+
+
 class TestSizes:
     """Airflow keeps all of it as JSON that escapes what is not ASCII; :meth:`Night.wait` measures each event."""
 
@@ -853,6 +910,27 @@ class TestSizes:
             results = await batch.attempt()
             assert all(text * 40 in result["error"] for result in results)
             assert max(len(json.dumps(value)) for value in batch.store.values()) < LARGEST_ENTRY
+
+        monkeypatch.setattr("airflow_provider_whisul.hooks.whisul_async.read_job", read)
+        night(main)
+
+    def test_songs_that_do_not_compress(self, night: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        # Of what JSON does not escape, as much as is kept of a song.
+        letters = [chr(code) for code in range(32, 127) if chr(code) not in '"\\']
+        kept = {key: value for key, value in track("job", "").song().items() if key not in ("prompt", "job_id")}
+        length = LARGEST_SONG - len(json.dumps(kept))
+        chance = random.Random(7)
+        titles = defaultdict[str, str](lambda: "".join(chance.choices(letters, k=length)))
+
+        def read(answer: Answer, job_id: str) -> WhisulJob:
+            job = read_job(answer, job_id)
+            return track(job_id, titles[job_id]) if job.completed else job
+
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make(prompts(1000))
+            results = await batch.attempt()
+            assert {result["job_id"]: result["track"]["title"] for result in results} == titles
+            assert min(len(json.dumps(part)) for part in batch.parts[:-1]) > LARGEST_ENTRY - 5_000
 
         monkeypatch.setattr("airflow_provider_whisul.hooks.whisul_async.read_job", read)
         night(main)
