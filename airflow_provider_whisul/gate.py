@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -60,7 +59,7 @@ class Gate:
         if not self.pace.blocked:
             return None
         wait = self.pace.next_at(self._loop.time()) - self._loop.time()
-        return self._clock.time() + (max(wait, 0.0) if wait < math.inf else 0.0)
+        return self._clock.time() + max(wait, 0.0)
 
     def keep_quiet(self, until: float) -> None:
         """
@@ -139,7 +138,7 @@ class Gate:
         if at <= now:
             _, _, self._called = heapq.heappop(self._waiting)
             self._called.set_result(None)
-        elif at < math.inf:
+        else:
             self._timer = self._loop.call_at(at, self._call_next)
 
     def _forget_cancelled(self) -> None:

@@ -35,8 +35,12 @@ MAX_ATTEMPTS = 1 + len(RATE_LIMIT_LADDER)
 #: How many failed looks in a row at a running job are lived through: about seven minutes of them.
 MAX_CONSECUTIVE_BLIPS = 20
 
-#: Seconds. A worker does not sit out a longer ``Retry-After`` than this: the task fails, and Airflow's retries wait.
+#: Seconds. A worker waits no longer than this for a request to go through, its retries included: the task fails, and
+#: Airflow's retries wait.
 MAX_WORKER_WAIT = 600.0
+
+#: Seconds that a worker waits for its turn to look once, before the triggerer takes over.
+FIRST_LOOK_PATIENCE = 5.0
 
 #: Seconds. A longer ``Retry-After`` makes no sense: a time of day, perhaps, where seconds are due.
 LONGEST_RETRY_AFTER = 86_400.0

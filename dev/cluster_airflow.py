@@ -133,11 +133,7 @@ class ClusterAirflow(LocalAirflow):
     def _start(self) -> None:
         self._administer(f'CREATE DATABASE "{self._name}"')
         super()._start()
-        name = TRIGGERERS[1]
-        self._processes[name] = AirflowProcess(
-            name, ["triggerer", "--skip-serve-logs"], self._env, self.home / "logs" / f"{name}.log"
-        )
-        self._processes[name].start()
+        self._begin(TRIGGERERS[1], ["triggerer", "--skip-serve-logs"])
         self.wait_until(lambda: len(self._triggerer_ids()) == len(TRIGGERERS), START_SECONDS, "the second triggerer")
 
     def _commands(self) -> dict[str, list[str]]:
@@ -146,6 +142,9 @@ class ClusterAirflow(LocalAirflow):
         for name in WORKERS:
             commands[name] = ["celery", "worker", "--skip-serve-logs", "--celery-hostname", name]
         return commands
+
+    def _machine(self, name: str) -> str:
+        return name
 
     def _environment(self) -> dict[str, str]:
         url = urlunsplit(urlsplit(self._database)._replace(scheme="postgresql+psycopg2"))

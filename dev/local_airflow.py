@@ -406,10 +406,20 @@ class LocalAirflow:
         (self.home / "logs").mkdir()
         self._airflow("db", "migrate")
         for name, arguments in self._commands().items():
-            log = self.home / "logs" / f"{name}.log"
-            self._processes[name] = AirflowProcess(name, arguments, self._env, log)
-            self._processes[name].start()
+            self._begin(name, arguments)
         self.wait_until(self._is_ready, START_SECONDS, "Airflow to start")
+
+    def _begin(self, name: str, arguments: list[str]) -> None:
+        # What tasks of one machine share, as the pace of an account, lies in its temporary folder.
+        temporary = self.home / "tmp" / self._machine(name)
+        temporary.mkdir(parents=True, exist_ok=True)
+        env = {**self._env, "TMPDIR": str(temporary)}
+        self._processes[name] = AirflowProcess(name, arguments, env, self.home / "logs" / f"{name}.log")
+        self._processes[name].start()
+
+    def _machine(self, name: str) -> str:
+        """The machine that a process is on, as its tasks can tell."""
+        return "machine"
 
     def _commands(self) -> dict[str, list[str]]:
         # The log servers of scheduler and triggerer have fixed ports, and all logs are on this machine anyway.

@@ -21,7 +21,6 @@ from requests.auth import AuthBase
 
 from airflow_provider_whisul import metrics
 from airflow_provider_whisul.account import DEFAULT_CONN_ID, WhisulAccount
-from airflow_provider_whisul.account_pace import AccountPace
 from airflow_provider_whisul.api import (
     HEADERS,
     MAX_BODY_BYTES,
@@ -38,7 +37,7 @@ from airflow_provider_whisul.api import (
     read_submission,
     submission_lost,
 )
-from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
+from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock, utc
 from airflow_provider_whisul.exceptions import (
     WhisulAmbiguousSubmitError,
     WhisulError,
@@ -55,6 +54,7 @@ from airflow_provider_whisul.pace import (
     check_timeout,
     retry_wait,
 )
+from airflow_provider_whisul.shared_pace import SharedPace
 from airflow_provider_whisul.watch import JobWatch
 
 if TYPE_CHECKING:
@@ -64,6 +64,9 @@ T = TypeVar("T")
 
 #: Seconds after which a connection that was kept alive is not trusted with a submission. Some servers keep it for 5.
 IDLE_SECONDS = 3.0
+
+#: Seconds after which who waits for its turn looks again whether it has come.
+LOOK_AGAIN_AFTER = 1.0
 
 #: What can only happen while a connection is being made, before a request goes out on it.
 _NEVER_SENT = (
@@ -79,7 +82,8 @@ class WhisulHook(BaseHook):
 
     Every request is retried as the API's documentation asks, with each wait in the log: after a 429 along the ladder
     of 5, 10, 20, 40, 60 s or ``Retry-After`` where longer, a look at a job also after 10 to 30 s when the answer was a
-    5xx or the connection broke. A submission is never sent again when it may have arrived.
+    5xx or the connection broke. A submission is never sent again when it may have arrived. All hooks of one account on
+    one machine ask at one pace, and while the key is blocked one of them probes.
 
     :param whisul_conn_id: The Airflow connection that holds the API key.
     :param clock: The time, and how to wait; for tests.
@@ -140,7 +144,7 @@ class WhisulHook(BaseHook):
         :return: The id of the job.
         :raises WhisulInvalidInputError: The prompt is empty or no string, or Whisul refused it (400).
         :raises WhisulUnauthorizedError: The key is not accepted.
-        :raises WhisulRateLimitError: Still too many requests after six attempts.
+        :raises WhisulRateLimitError: Still too many requests after six attempts, or ten minutes of waiting.
         :raises WhisulConnectionError: It could not be sent in six attempts.
         :raises WhisulAmbiguousSubmitError: No answer, a 5xx or an unreadable 202: the job may exist.
         :raises WhisulResponseError: Another answer that is not documented; no job was made.
@@ -148,7 +152,7 @@ class WhisulHook(BaseHook):
         request = generate_request(prompt)
 
         def submit() -> str:
-            answer = self._send(request)
+            answer = self._send(request, MAX_WORKER_WAIT)
             if answer.status == 400:
                 said = quote(answer.text())
                 self.log.error("Whisul's answer to the refused request: %s", said)
@@ -167,27 +171,34 @@ class WhisulHook(BaseHook):
         metrics.submitted()
         return job_id
 
-    def get_job(self, job_id: str, *, retry: bool = True) -> WhisulJob:
+    def get_job(self, job_id: str, *, retry: bool = True, patience: float | None = None) -> WhisulJob:
         """
         Look at a job (pages api-reference/get-job and api-reference/job-status).
 
         :param job_id: Its id, as :meth:`generate` returned it.
         :param retry: Whether to live through what is transient, waiting in this process.
+        :param patience: Seconds to wait at the most until the account's pace lets the look go, where ``retry`` is
+            false; None for as many as one request may take.
         :return: The job as it stands.
         :raises WhisulInvalidInputError: That cannot be a job's id; nothing was sent.
         :raises WhisulJobNotFoundError: There is no such job, or no longer.
         :raises WhisulUnauthorizedError: The key is not accepted.
-        :raises WhisulRateLimitError: Too many requests, still so after six attempts.
+        :raises WhisulRateLimitError: Too many requests, still so after six attempts, or ten minutes of waiting.
         :raises WhisulServerError: A 5xx, likewise.
         :raises WhisulConnectionError: No answer, likewise.
         :raises WhisulResponseError: An answer that is not the documented one, likewise.
         """
         request = job_request(job_id)
 
-        def look() -> WhisulJob:
-            return read_job(self._send(request), job_id)
+        if retry:
+            patience = MAX_WORKER_WAIT
+        elif patience is None:
+            patience = self.account.timeout
 
-        job = self._with_retries(request, look) if retry else look()
+        def look() -> WhisulJob:
+            return read_job(self._send(request, patience), job_id)
+
+        job = self._with_retries(request, look, MAX_ATTEMPTS if retry else 1)
         metrics.seen(job)
         return job
 
@@ -219,11 +230,7 @@ class WhisulHook(BaseHook):
         while True:
             if seen is None:
                 try:
-                    seen = self.get_job(job_id, retry=False)
-                except WhisulRateLimitError as error:
-                    # So long the account keeps quiet, which may be longer than the job is waited for.
-                    error.retry_after = self._quiet_for()
-                    seen = error
+                    seen = self.get_job(job_id, retry=False, patience=max(watch.deadline - self.clock.time(), 0.0))
                 except WhisulError as error:
                     seen = error
             wait = watch.after(seen, self.clock.time(), self.clock.random())
@@ -255,31 +262,37 @@ class WhisulHook(BaseHook):
         session.trust_env = not self.account.is_loopback
         return session
 
-    def _with_retries(self, request: Request, attempt: Callable[[], T]) -> T:
+    def _with_retries(self, request: Request, attempt: Callable[[], T], attempts: int = MAX_ATTEMPTS) -> T:
+        began = self.clock.time()
+
         def wait(state: tenacity.RetryCallState) -> float:
             error = _error_of(state)
             if isinstance(error, WhisulRateLimitError):
-                # The account's pace climbs the documented ladder.
-                return self._quiet_for()
+                # The account's pace climbs the documented ladder, and each request waits for its turn.
+                return 0.0
             return retry_wait(error, state.attempt_number, self.clock.random())
 
+        def goes_in(state: tenacity.RetryCallState) -> float:
+            return max(state.upcoming_sleep, self._quiet_for())
+
+        def give_up(state: tenacity.RetryCallState) -> bool:
+            waited = self.clock.time() - began
+            return state.attempt_number >= attempts or waited + goes_in(state) > MAX_WORKER_WAIT
+
         def tell_of_wait(state: tenacity.RetryCallState) -> None:
-            error = _error_of(state)
-            if isinstance(error, WhisulRateLimitError):
-                metrics.waited(state.upcoming_sleep)
             self.log.warning(
                 "%s Sending the request again in %.0f s (attempt %d of %d failed).",
-                error,
-                state.upcoming_sleep,
+                _error_of(state),
+                goes_in(state),
                 state.attempt_number,
-                MAX_ATTEMPTS,
+                attempts,
             )
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(
                 lambda error: isinstance(error, WhisulError) and may_send_again(request, error)
             ),
-            stop=lambda state: state.attempt_number >= MAX_ATTEMPTS or state.upcoming_sleep > MAX_WORKER_WAIT,
+            stop=give_up,
             wait=wait,
             before_sleep=tell_of_wait,
             sleep=self.clock.sleep,
@@ -288,13 +301,13 @@ class WhisulHook(BaseHook):
         try:
             return retrying(attempt)
         except WhisulRateLimitError as error:
-            # Whoever tries again, in another process, knows nothing of the ladder that was climbed here.
+            # Whoever tries again later has to wait out the ladder too, which the answer does not know of.
             error.retry_after = self._quiet_for()
             raise
 
-    def _send(self, request: Request) -> Answer:
+    def _send(self, request: Request, patience: float) -> Answer:
         account = self.account
-        ticket = self._take_turn()
+        ticket = self._take_turn(patience)
         give_up_at = time.monotonic() + account.timeout
         if request.method == "POST" and self.clock.time() - self._last_answer_at > IDLE_SECONDS:
             # A submission must not meet a connection that the server is just closing: whether it arrived were unknown.
@@ -320,30 +333,55 @@ class WhisulHook(BaseHook):
                     api_key=account.api_key,
                 )
         except (requests.RequestException, OSError) as error:
-            self._pace.answered(self.clock.time(), ticket, None)
+            self._learn(ticket, None)
             raise no_answer(request, account.base_url, error, _NEVER_SENT) from error
         metrics.answered(request, answer.status)
-        self._pace.answered(self.clock.time(), ticket, answer.status == 429, answer.retry_after, self.clock.random())
+        self._learn(ticket, answer.status == 429, answer.retry_after)
         return answer
 
     @cached_property
-    def _pace(self) -> AccountPace:
-        return AccountPace(self.account.max_requests_per_second)
+    def _pace(self) -> SharedPace:
+        return SharedPace(self.account)
 
-    def _take_turn(self) -> int:
-        """Wait until the account's pace lets the next request go, and return the request's ticket."""
-        due = self.clock.time()
-        wait = self._quiet_for()
-        # A shorter wait is over by the time it has begun.
-        if wait > 0.001:
-            self.clock.sleep(wait)
-            metrics.waited(wait)
-        return self._pace.sent(self.clock.time(), overdue=self.clock.time() - self._work_since(due))
+    def _take_turn(self, patience: float) -> int:
+        """
+        Wait until the account's pace lets the next request go, and return the request's ticket.
+
+        :param patience: Seconds to wait at the most.
+        :raises WhisulRateLimitError: That would take longer. Nothing was sent.
+        """
+        came = now = self.clock.time()
+        work_since = self._work_since(came)
+        while True:
+            with self._pace.held() as pace:
+                at = pace.next_at(now)
+                # A shorter wait is over by the time it has begun.
+                if at - now <= 0.001:
+                    ticket = pace.sent(now, overdue=now - work_since)
+                    break
+                probing = pace.probing
+            if (now if probing else at) - came > patience:
+                raise WhisulRateLimitError(
+                    f"Whisul limits the requests of this API key, as this task or another one on this machine has met. "
+                    f"None goes before {utc(at)}, so that the block can end. Nothing was sent now.",
+                    retry_after=at - now,
+                )
+            # Another process may find meanwhile that the block is over.
+            self.clock.sleep(min(at - now, LOOK_AGAIN_AFTER))
+            now = self.clock.time()
+        if now > came:
+            metrics.waited(now - came)
+        return ticket
+
+    def _learn(self, ticket: int, limited: bool | None, retry_after: float | None = None) -> None:
+        with self._pace.held() as pace:
+            pace.answered(self.clock.time(), ticket, limited, retry_after, self.clock.random())
 
     def _quiet_for(self) -> float:
         """Return the seconds until the account's pace lets the next request go."""
         now = self.clock.time()
-        return max(self._pace.next_at(now) - now, 0.0)
+        with self._pace.held() as pace:
+            return max(pace.next_at(now) - now, 0.0)
 
     def _work_since(self, now: float) -> float:
         """Return since when there has been work without a break: a worker asks one thing after the other."""

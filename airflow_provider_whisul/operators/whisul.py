@@ -24,6 +24,7 @@ from airflow_provider_whisul.links.whisul import WhisulSongLink
 from airflow_provider_whisul.pace import (
     DEFAULT_POLL_INTERVAL,
     DEFAULT_TIMEOUT,
+    FIRST_LOOK_PATIENCE,
     FRAMEWORK_TIMEOUT_MARGIN,
     check_poll_interval,
     check_timeout,
@@ -190,7 +191,7 @@ class WhisulGenerateOperator(WhisulTask, BaseOperator):
             return None
         seen: WhisulJob | WhisulError
         try:
-            seen = self.hook.get_job(submission.job_id, retry=False)
+            seen = self.hook.get_job(submission.job_id, retry=False, patience=FIRST_LOOK_PATIENCE)
         except WhisulError as error:
             seen = error
         if isinstance(seen, WhisulJobNotFoundError) and may_yet_appear(submission.at, self.clock.time()):

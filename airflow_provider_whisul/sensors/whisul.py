@@ -29,6 +29,7 @@ from airflow_provider_whisul.links.whisul import WhisulSongLink
 from airflow_provider_whisul.pace import (
     DEFAULT_POLL_INTERVAL,
     DEFAULT_TIMEOUT,
+    FIRST_LOOK_PATIENCE,
     FRAMEWORK_TIMEOUT_MARGIN,
     MIN_POLL_INTERVAL,
     check_poll_interval,
@@ -160,7 +161,7 @@ class WhisulJobSensor(WhisulTask, BaseSensorOperator):
         deadline = lasting_deadline(context, now + self.timeout)
         not_before = None
         try:
-            song = _song_if_over(self.hook.get_job(self.job_id, retry=False))
+            song = _song_if_over(self.hook.get_job(self.job_id, retry=False, patience=FIRST_LOOK_PATIENCE))
         except WhisulError as error:
             if not error.transient:
                 raise

@@ -47,7 +47,7 @@ from airflow_provider_whisul.hooks.whisul import WhisulHook
 from airflow_provider_whisul.hooks.whisul_async import _GATES
 from airflow_provider_whisul.operators.whisul import XCOM_JOB_ID, WhisulGenerateOperator
 from airflow_provider_whisul.retry_policy import WHISUL_RETRY_POLICY
-from airflow_provider_whisul.sandbox import LoggedRequest, Sandbox, SandboxJob, SandboxOptions
+from airflow_provider_whisul.sandbox import LoggedRequest, Sandbox, SandboxOptions
 from airflow_provider_whisul.sandbox.options import GET_FAULTS, POST_FAULTS
 from airflow_provider_whisul.sensors.whisul import WhisulJobSensor
 from airflow_provider_whisul.triggers.whisul import WhisulJobTrigger
@@ -369,7 +369,7 @@ class World:
             this = Try(len(tries) + 1, max_tries, prompt, job_id, seam, job_id is not None, self.time.now)
             tries.append(this)
             self._run(song, this, store)
-            Judge(song, tries, self.sandbox.jobs, self.sandbox_options, store).judge()
+            Judge(song, tries, self.sandbox, self.sandbox_options, store).judge()
             self._count(this)
             cleared = this.died and this.outcome.args[0] is Seam.CLEARED
             delay = None if cleared else self._retry_delay(song, this)
@@ -409,6 +409,8 @@ class World:
                 delay = float(decision.retry_delay.total_seconds())
                 if isinstance(error, WhisulRateLimitError):
                     asked = self.sandbox_options.block_seconds if self.sandbox_options.retry_after else 0.0
+                    limited = [request.at for request in self.sandbox.requests if request.status == 429]
+                    asked -= self.time.now - limited[-1]
                     assert delay >= max(LADDER[0], asked) - TOLERANCE, f"{song.name}: tried again inside a 429 wait"
                 return delay
         return song.retry_delay
@@ -523,14 +525,15 @@ class Judge:
         self,
         song: Song,
         tries: list[Try],
-        jobs: dict[str, SandboxJob],
+        sandbox: Sandbox,
         options: SandboxOptions,
         store: TaskStore | None,
     ) -> None:
         self.song = song
         self.tries = tries
         self.this = tries[-1]
-        self.jobs = jobs
+        self.jobs = sandbox.jobs
+        self.requests = sandbox.requests
         self.options = options
         self.store = store
 
@@ -590,9 +593,11 @@ class Judge:
                 right = status == 404 and (this.is_sensor or self._long_made(last))
             case WhisulJobTimeoutError() | AirflowSensorTimeout():
                 right = isinstance(outcome, AirflowSensorTimeout) == this.is_sensor and self._not_known_over()
-                right = right and (status == 429 or this.ended >= self._deadline() - TOLERANCE)
+                # At the slowest pace the turn of the last look comes 10 s later, which is waited for no more.
+                due = 10.0 if "Nothing was sent" in str(outcome) else TOLERANCE
+                right = right and (status == 429 or self._known_block() or this.ended >= self._deadline() - due)
             case WhisulRateLimitError():
-                right = status == 429
+                right = self._known_block() if "Nothing was sent" in str(outcome) else status == 429
             case WhisulServerError():
                 right = status is not None and status >= 500
             case WhisulResponseError():
@@ -604,6 +609,12 @@ class Judge:
         self._ensure(right, f"ended with {outcome!r}, which is not what happened")
         posted = this.posts and this.posts[-1].fault in LOSSY and not this.died
         self._ensure(not posted or isinstance(outcome, WhisulAmbiguousSubmitError), "a lost submission was passed over")
+
+    def _known_block(self) -> bool:
+        """Return whether this try, or one before it on the same machine, has met a block that may still be on."""
+        limited = [request.at for request in self.requests if request.status == 429 and request.at <= self.this.ended]
+        longest = max(LADDER[-1] * 1.1, self.options.block_seconds if self.options.retry_after else 0.0)
+        return bool(limited) and self.this.ended <= limited[-1] + longest + 1
 
     def _long_made(self, last: LoggedRequest | None) -> bool:
         """Return whether a job was submitted so long ago that it cannot only not be there yet."""
@@ -682,7 +693,8 @@ class Judge:
         if this.is_sensor or self.song.impatient or this.died or not this.requests:
             return
         found = this.requests[0]
-        if found.method == "GET":
+        # A look that did not go, since the key was blocked, has found nothing; the next is one of the wait.
+        if found.method == "GET" and "Nothing was sent" not in this.log:
             made = next(post for one in self.tries for post in one.posts if post.job_id == found.job_id)
             nothing = self._ended(found, made)
             self._ensure(not nothing or this.posts, "a job that had come to nothing was not replaced")
@@ -743,6 +755,8 @@ class Judge:
         if self.this.is_sensor and self.song.deferrable and self.song.with_store and self.song.retries:
             # A sensor's patience is for all its tries together, until a user clears it.
             return next(one.started for one in self.tries if one.max_tries == self.this.max_tries) + self.song.timeout
+        if self.this.is_sensor:
+            return self.this.started + self.song.timeout
         made = [post for post in self.this.posts if post.status != 429] or self.this.requests
         return (made[0].at if made else self.this.started) + self.song.timeout
 

@@ -7,10 +7,12 @@ import socket
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from airflow_provider_whisul.account_pace import PROBE_LOST_AFTER
 from airflow_provider_whisul.api import Request
 from airflow_provider_whisul.exceptions import (
     WhisulAmbiguousSubmitError,
@@ -27,7 +29,7 @@ from airflow_provider_whisul.exceptions import (
     WhisulTLSError,
     WhisulUnauthorizedError,
 )
-from airflow_provider_whisul.hooks.whisul import WhisulHook
+from airflow_provider_whisul.hooks.whisul import LOOK_AGAIN_AFTER, WhisulHook
 from airflow_provider_whisul.sandbox import Sandbox
 from tests.support import NOON, FakeClock, Proxy
 
@@ -41,6 +43,11 @@ def hook(clock: FakeClock) -> WhisulHook:
 
 def statuses(sandbox: Sandbox, method: str) -> list[int | None]:
     return [request.status for request in sandbox.requests if request.method == method]
+
+
+def pauses(sandbox: Sandbox) -> list[float]:
+    """The seconds between one request and the next."""
+    return [after.at - before.at for before, after in pairwise(sandbox.requests)]
 
 
 def free_port() -> int:
@@ -83,7 +90,7 @@ class TestGenerate:
         self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock, task_log: Callable[[], list[str]]
     ) -> None:
         hook.generate("a song [sandbox:post-429=5]")
-        assert clock.slept == [5, 10, 20, 40, 60]
+        assert pauses(sandbox) == [5, 10, 20, 40, 60]
         assert statuses(sandbox, "POST") == [429] * 5 + [202]
         assert len(sandbox.jobs) == 1
         waits = [line for line in task_log() if "again in" in line]
@@ -95,7 +102,7 @@ class TestGenerate:
         with pytest.raises(WhisulRateLimitError) as raised:
             hook.generate("a song [sandbox:post-429=9]")
         assert len(sandbox.requests) == 6
-        assert clock.slept == [5, 10, 20, 40, 60]
+        assert pauses(sandbox) == [5, 10, 20, 40, 60]
         # What a later try of the task waits.
         assert raised.value.retry_after == 60
 
@@ -108,7 +115,7 @@ class TestGenerate:
         hook.generate("two")
         assert statuses(sandbox, "POST") == [202, 429, 202]
         # An HTTP date has whole seconds.
-        assert clock.slept == [pytest.approx(33, abs=1)]
+        assert pauses(sandbox) == [0, pytest.approx(33, abs=1)]
 
     def test_does_not_sit_out_an_endless_retry_after(
         self, start_sandbox: StartSandbox, hook: WhisulHook, clock: FakeClock
@@ -117,8 +124,18 @@ class TestGenerate:
         hook.generate("one")
         with pytest.raises(WhisulRateLimitError, match="asks to wait 86400 s") as caught:
             hook.generate("two")
-        assert clock.slept == []
+        assert sum(clock.slept) == 0
         assert caught.value.retry_after == 86_400
+
+    def test_does_not_wait_for_long_in_all(
+        self, start_sandbox: StartSandbox, hook: WhisulHook, clock: FakeClock
+    ) -> None:
+        sandbox = start_sandbox(block_seconds=250.0, retry_after=True)
+        with pytest.raises(WhisulRateLimitError, match="asks to wait 250 s"):
+            hook.generate("a song [sandbox:post-429=9]")
+        # A third wait would pass ten minutes.
+        assert pauses(sandbox) == pytest.approx([250, 250])
+        assert clock.now - NOON == pytest.approx(500)
 
     @pytest.mark.parametrize(
         ("fault", "error"),
@@ -320,6 +337,70 @@ class TestWaitForJob:
     def test_refuses_to_poll_too_fast(self, hook: WhisulHook) -> None:
         with pytest.raises(ValueError, match="once every 5 to 10 s"):
             hook.wait_for_job("some-job", poll_interval=4.9)
+
+
+class TestSharedPace:
+    """Two hooks stand for two tasks on one machine."""
+
+    @pytest.fixture
+    def other(self, clock: FakeClock) -> WhisulHook:
+        return WhisulHook(clock=clock.clock)
+
+    def test_a_task_knows_of_the_block_that_another_has_met(
+        self, start_sandbox: StartSandbox, hook: WhisulHook, other: WhisulHook
+    ) -> None:
+        sandbox = start_sandbox(rate_limit=1, block_seconds=4.0)
+        job_id = hook.generate("one")
+        with pytest.raises(WhisulRateLimitError, match="answered 429"):
+            hook.get_job(job_id, retry=False)
+        other.generate("two")
+        assert [request.status for request in sandbox.requests] == [202, 429, 202]
+        assert pauses(sandbox) == pytest.approx([0, 5])
+
+    def test_who_has_no_patience_is_told_how_long_it_takes(
+        self, sandbox: Sandbox, hook: WhisulHook, other: WhisulHook, clock: FakeClock
+    ) -> None:
+        job_id = hook.generate("one [sandbox:get-429]")
+        with pytest.raises(WhisulRateLimitError, match="answered 429"):
+            hook.get_job(job_id, retry=False)
+        with pytest.raises(WhisulRateLimitError, match="None goes before 2026-02-17 12:00:05 UTC") as caught:
+            other.get_job(job_id, retry=False, patience=4.9)
+        assert caught.value.retry_after == pytest.approx(5)
+        assert len(sandbox.requests) == 2
+        assert clock.now == NOON
+        assert not other.get_job(job_id, retry=False, patience=5.1).completed
+
+    def test_who_waits_sees_that_anothers_probe_has_ended_the_block(
+        self, sandbox: Sandbox, hook: WhisulHook, other: WhisulHook, clock: FakeClock
+    ) -> None:
+        job_id = hook.generate("one [sandbox:get-429]")
+        with pytest.raises(WhisulRateLimitError):
+            hook.get_job(job_id, retry=False)
+        clock.now += 5
+        probe = hook._take_turn(0)
+        clock.on_sleep = lambda _: hook._learn(probe, False)
+        other.get_job(job_id, retry=False)
+        assert pauses(sandbox) == pytest.approx([0, 5 + LOOK_AGAIN_AFTER])
+
+    def test_a_probe_whose_task_was_killed_is_made_again(
+        self, sandbox: Sandbox, hook: WhisulHook, other: WhisulHook, clock: FakeClock
+    ) -> None:
+        job_id = hook.generate("one [sandbox:get-429]")
+        with pytest.raises(WhisulRateLimitError):
+            hook.get_job(job_id, retry=False)
+        clock.now += 5
+        hook._take_turn(0)
+        other.get_job(job_id)
+        assert pauses(sandbox) == pytest.approx([0, 5 + PROBE_LOST_AFTER])
+
+    def test_the_account_is_asked_at_one_pace(
+        self, sandbox: Sandbox, hook: WhisulHook, other: WhisulHook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        connect(monkeypatch, sandbox.base_url, max_requests_per_second=4)
+        for number in range(4):
+            hook.generate(f"one {number}")
+            other.generate(f"two {number}")
+        assert pauses(sandbox) == pytest.approx([0.25] * 7)
 
 
 class TestTestConnection:

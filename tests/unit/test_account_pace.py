@@ -15,7 +15,10 @@ from airflow_provider_whisul.account_pace import (
     CEILING_DOUBLES_AFTER,
     JITTER,
     LEAST_RATE,
+    MOST_PRESSING,
     OVERDUE_AFTER,
+    PRESSING_AFTER,
+    PROBE_LOST_AFTER,
     START_RATE,
     AccountPace,
 )
@@ -130,7 +133,7 @@ def test_retry_after_counts_where_it_is_longer(retry_after: float | None, quiet:
 def test_only_one_probe_goes() -> None:
     client = blocked()
     probe = client.send()
-    assert client.pace.next_at(client.now + 1e6) == math.inf
+    assert client.quiet() == PROBE_LOST_AFTER
     client.answer(probe, False)
     assert not client.pace.blocked
     assert client.quiet() < 1 / LEAST_RATE
@@ -150,12 +153,13 @@ def test_after_a_block_half_the_rate_and_a_ceiling(seconds_of_work: float) -> No
     assert client.pace.rate == pytest.approx(CEILING * tripped, rel=0.1)
 
 
-def test_a_block_is_forgotten_in_time() -> None:
+@pytest.mark.parametrize(("overdue", "faster"), [(LATE, 1), (2 * PRESSING_AFTER, 2), (3600, MOST_PRESSING)])
+def test_a_block_is_forgotten_in_time_and_sooner_where_work_is_late(overdue: float, faster: float) -> None:
     client = blocked(seconds_of_work=40)
     tripped = 2 * client.pace.rate
     client.answer(client.send(), False)
-    client.work(CEILING_DOUBLES_AFTER)
-    assert client.pace.rate > 1.2 * tripped
+    client.work(CEILING_DOUBLES_AFTER / faster, overdue)
+    assert client.pace.rate == pytest.approx(2 * CEILING * tripped, rel=0.05)
 
 
 def test_full_speed_comes_back_from_the_very_bottom() -> None:
@@ -218,7 +222,17 @@ def test_a_straggler_takes_no_probes_place() -> None:
     client.answer(first, True)
     client.send()
     client.answer(straggler, False)
-    assert client.pace.next_at(client.now) == math.inf
+    assert client.quiet() == PROBE_LOST_AFTER
+
+
+def test_a_probe_that_comes_to_nothing_is_followed_by_another() -> None:
+    client = blocked()
+    client.send()
+    lost_at = client.now
+    second = client.send()
+    assert client.now == lost_at + PROBE_LOST_AFTER
+    client.answer(second, False)
+    assert not client.pace.blocked
 
 
 def test_a_probe_without_an_answer_is_repeated_and_climbs_no_rung() -> None:
@@ -271,6 +285,7 @@ def test_a_clock_that_is_put_back_stops_nobody() -> None:
 @dataclass
 class Ask:
     overdue: float
+    patient: bool
 
 
 @dataclass
@@ -283,7 +298,7 @@ class Hear:
 
 
 EVENTS = st.one_of(
-    st.builds(Ask, st.floats(0, 30)),
+    st.builds(Ask, st.floats(0, 300), st.booleans()),
     st.builds(
         Hear,
         st.integers(0, 9),
@@ -300,22 +315,24 @@ EVENTS = st.one_of(
 def test_whatever_happens(events: list[Ask | Hear], most: float | None) -> None:
     pace, now = AccountPace(most), NOW
     under_way: list[int] = []
-    probe: int | None = None
+    probes: set[int] = set()
+    probing = False
     last_sent = quiet_until = -math.inf
     last_before_block = 0
     for event in events:
         if isinstance(event, Ask):
             at = pace.next_at(now)
-            # A single probe: nobody goes until its answer is there.
-            assert (at == math.inf) == (probe is not None)
-            if probe is not None:
+            # A single probe: nobody goes until its answer is there, or it must be lost.
+            assert not probing or at >= last_sent + PROBE_LOST_AFTER
+            if probing and not event.patient:
                 continue
             now = max(now, at)
             assert now >= quiet_until - 1e-6
             assert now - last_sent >= 1 / pace.rate - 1e-6
-            probed = pace.blocked
+            probing = pace.blocked
             ticket = pace.sent(now, event.overdue)
-            probe = ticket if probed else None
+            if probing:
+                probes.add(ticket)
             last_sent = now
             under_way.append(ticket)
         elif under_way:
@@ -327,11 +344,13 @@ def test_whatever_happens(events: list[Ask | Hear], most: float | None) -> None:
                 quiet_until = max(quiet_until, now + max(5.0, event.retry_after or 0.0))
                 assert pace.blocked
             if was_blocked:
-                # Only the probe's good answer ends a block, and no answer changes the rate meanwhile.
-                assert pace.blocked == (ticket != probe or event.limited is not False)
+                # Only a probe's good answer ends a block, and no answer changes the rate meanwhile.
+                assert pace.blocked == (ticket not in probes or event.limited is not False)
                 assert pace.rate == was_rate
             elif pace.blocked:
                 last_before_block = max([ticket, *under_way])
-            if ticket == probe:
-                probe = None
+            if ticket in probes:
+                probing = False
+            if not pace.blocked:
+                probes.clear()
         assert min(LEAST_RATE, most or math.inf) <= pace.rate <= (most or math.inf)

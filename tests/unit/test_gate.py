@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_whisul.account_pace import START_RATE, AccountPace
+from airflow_provider_whisul.account_pace import PROBE_LOST_AFTER, START_RATE, AccountPace
 from airflow_provider_whisul.gate import Gate
 from airflow_provider_whisul.sandbox.state import RateLimit
 from tests.support import NOON, VirtualLoop, loop_clock, run_virtually
@@ -197,7 +197,8 @@ def test_a_probe_under_way_is_known_as_such() -> None:
         await account.request("a", limited=True)
         probe = account.start("b", takes=3)
         await asyncio.sleep(6)
-        assert account.gate.blocked_until == NOON + 6
+        # The probe went after 5 s.
+        assert account.gate.blocked_until == NOON + 5 + PROBE_LOST_AFTER
         await probe
 
     run_virtually(main)

@@ -46,8 +46,8 @@ def test_a_low_limit_is_used_as_well_as_by_who_knows_it(limit: int, block: Block
     middle, worst = over_seeds(World(limit, block), SEEDS)
     best, _ = over_seeds(World(None), SEEDS, told(limit))
     assert "late" in best.missed
-    assert middle.late <= 1.15 * best.late
-    assert middle.p95 <= 1.15 * best.p95
+    assert middle.late <= 1.25 * best.late
+    assert middle.p95 <= 1.25 * best.p95
     assert worst.refusals <= REFUSALS_TARGET
 
 
@@ -69,6 +69,22 @@ def test_where_each_job_backs_off_alone_they_starve() -> None:
     alone = simulate(World(20), NoLaw, RATE_LIMIT_LADDER)
     assert alone.late > 1000
     assert alone.refusals > 5000
+
+
+@pytest.mark.parametrize("slots", [8, 32])
+@pytest.mark.parametrize("limit", [8, 20])
+@pytest.mark.parametrize("block", Block)
+def test_task_processes_that_share_a_machine_come_out_of_any_block(limit: int, block: Block, slots: int) -> None:
+    _, worst = over_seeds(World(limit, block, jobs=200, slots=slots), SEEDS)
+    assert worst.failed == 0
+    assert worst.refusals <= 12
+    assert worst.took < 400
+
+
+def test_task_processes_that_each_learn_alone_keep_each_other_blocked() -> None:
+    result = simulate(World(8, Block.ADDS, jobs=200, slots=8, alone=True))
+    assert result.failed > 100
+    assert result.refusals > 1000
 
 
 @pytest.mark.parametrize(
@@ -97,5 +113,5 @@ def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str], monkey
     monkeypatch.setattr("benchmarks.pacing.HORIZON", 400.0)
     main()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert len(rows) == 1 + 8 + 1 + 12
-    assert len({row.count("|") for row in rows[9:]}) == 1
+    assert len(rows) == 1 + 8 + 1 + 12 + 1 + 16
+    assert [row.count("|") for row in rows] == [7] * 9 + [10] * 13 + [7] * 17

@@ -72,8 +72,8 @@ class MortalHook(WhisulHook):
         self._task.reach("after POST")
         return job_id
 
-    def get_job(self, job_id: str, *, retry: bool = True) -> WhisulJob:
-        job = super().get_job(job_id, retry=retry)
+    def get_job(self, job_id: str, *, retry: bool = True, patience: float | None = None) -> WhisulJob:
+        job = super().get_job(job_id, retry=retry, patience=patience)
         self._task.reach("looked")
         return job
 
