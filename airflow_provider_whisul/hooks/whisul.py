@@ -21,6 +21,7 @@ from requests.auth import AuthBase
 
 from airflow_provider_whisul import metrics
 from airflow_provider_whisul.account import DEFAULT_CONN_ID, WhisulAccount
+from airflow_provider_whisul.account_pace import AccountPace
 from airflow_provider_whisul.api import (
     HEADERS,
     MAX_BODY_BYTES,
@@ -99,7 +100,7 @@ class WhisulHook(BaseHook):
         self.whisul_conn_id = whisul_conn_id
         self.clock = clock
         self._last_answer_at = 0.0
-        self._busy_since = 0.0
+        self._busy_since = self._busy_until = 0.0
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Field]:
@@ -133,6 +134,17 @@ class WhisulHook(BaseHook):
             password=connection.password,
             extra=connection.extra_dejson,
         )
+
+    def wait_for_turn(self) -> None:
+        """
+        Wait until the account's pace would let a request go; :meth:`generate` waits for that too.
+
+        Whoever notes that a submission is about to go does so only then: a task that is killed in a long wait has
+        certainly sent nothing.
+
+        :raises WhisulRateLimitError: That would take more than ten minutes. Nothing was sent.
+        """
+        self._when_free(MAX_WORKER_WAIT, lambda pace, now: None)
 
     def generate(self, prompt: str) -> str:
         """
@@ -323,7 +335,7 @@ class WhisulHook(BaseHook):
                 stream=True,
             ) as response:
                 body, complete = _read_body(response, give_up_at)
-                self._last_answer_at = self.clock.time()
+                self._last_answer_at = self._busy_until = self.clock.time()
                 answer = Answer.received(
                     status=response.status_code,
                     headers=response.headers,
@@ -344,20 +356,27 @@ class WhisulHook(BaseHook):
         return SharedPace(self.account)
 
     def _take_turn(self, patience: float) -> int:
+        """Wait as :meth:`_when_free`, and return the ticket of the request that goes now."""
+        return self._when_free(patience, lambda pace, now: pace.sent(now, overdue=now - self._busy_since))
+
+    def _when_free(self, patience: float, use: Callable[[AccountPace, float], T]) -> T:
         """
-        Wait until the account's pace lets the next request go, and return the request's ticket.
+        Wait until the account's pace lets the next request go, and return what is made of that.
 
         :param patience: Seconds to wait at the most.
+        :param use: Is called with the pace and the time, before anybody else's turn can come.
         :raises WhisulRateLimitError: That would take longer. Nothing was sent.
         """
         came = now = self.clock.time()
-        work_since = self._work_since(came)
+        if came - self._busy_until > IDLE_SECONDS:
+            # A worker asks one thing after the other: since here there has been work without a break.
+            self._busy_since = came
         while True:
             with self._pace.held() as pace:
                 at = pace.next_at(now)
                 # A shorter wait is over by the time it has begun.
                 if at - now <= 0.001:
-                    ticket = pace.sent(now, overdue=now - work_since)
+                    used = use(pace, now)
                     break
                 probing = pace.probing
             if (now if probing else at) - came > patience:
@@ -369,9 +388,10 @@ class WhisulHook(BaseHook):
             # Another process may find meanwhile that the block is over.
             self.clock.sleep(min(at - now, LOOK_AGAIN_AFTER))
             now = self.clock.time()
+        self._busy_until = now
         if now > came:
             metrics.waited(now - came)
-        return ticket
+        return used
 
     def _learn(self, ticket: int, limited: bool | None, retry_after: float | None = None) -> None:
         with self._pace.held() as pace:
@@ -382,12 +402,6 @@ class WhisulHook(BaseHook):
         now = self.clock.time()
         with self._pace.held() as pace:
             return max(pace.next_at(now) - now, 0.0)
-
-    def _work_since(self, now: float) -> float:
-        """Return since when there has been work without a break: a worker asks one thing after the other."""
-        if now - self._last_answer_at > IDLE_SECONDS:
-            self._busy_since = now
-        return self._busy_since
 
 
 class _BearerAuth(AuthBase):

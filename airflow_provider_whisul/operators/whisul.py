@@ -209,6 +209,7 @@ class WhisulGenerateOperator(WhisulTask, BaseOperator):
     def _submit(self, memory: SongMemory) -> tuple[Submission, WhisulJob]:
         """Submit the prompt, and return the job as it must stand then."""
         self._face_a_lost_submission(memory)
+        self.hook.wait_for_turn()
         memory.intend(self.clock.time())
         try:
             job_id = self.hook.generate(self.prompt)

@@ -270,9 +270,10 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
             before = replace(song)
             if song.status == "failed":
                 self.log.warning("Submitting %r again. %s", quote(song.prompt)[:60], song.error)
-            batch.submitting(index)
-            batch.save([index])
             try:
+                self.hook.wait_for_turn()
+                batch.submitting(index)
+                batch.save([index])
                 job_id = self.hook.generate(song.prompt)
             except WhisulAmbiguousSubmitError as error:
                 # Left as it is: the next try of the task finds it so, and this one goes on with the others.

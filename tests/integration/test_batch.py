@@ -510,6 +510,27 @@ class TestLaterTries:
 
         night(main)
 
+    def test_a_crash_in_a_wait_for_its_turn_has_sent_nothing(
+        self, night: Callable[..., Any], task_log: Callable[[], list[str]]
+    ) -> None:
+        async def main(make: Callable[..., Night]) -> None:
+            batch = make(prompts(10), on_ambiguous_submit="fail")
+            operator = batch.operator()
+            turns = iter([None] * 7)
+
+            def dying() -> None:
+                if next(turns, Killed) is Killed:
+                    raise Killed
+
+            operator.hook.wait_for_turn = dying  # type: ignore[method-assign]
+            with pytest.raises(RuntimeError, match="killed"):
+                await batch.attempt(operator)
+            assert {result["status"] for result in await batch.attempt()} == {"completed"}
+            assert set(batch.posts().values()) == {1}
+
+        night(main)
+        assert not any("already have been paid for" in line for line in task_log())
+
     def test_a_job_that_cannot_be_noted_is_in_the_log(
         self, night: Callable[..., Any], task_log: Callable[[], list[str]]
     ) -> None:

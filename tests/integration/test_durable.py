@@ -20,6 +20,7 @@ from airflow_provider_whisul.exceptions import (
     WhisulResponseError,
     WhisulUnauthorizedError,
 )
+from airflow_provider_whisul.hooks.whisul import WhisulHook
 from airflow_provider_whisul.operators.whisul import WhisulGenerateOperator
 from airflow_provider_whisul.sandbox import Sandbox
 from airflow_provider_whisul.triggers.whisul import WhisulJobTrigger
@@ -338,6 +339,27 @@ class TestLostSubmission:
         with pytest.raises(error):
             song.attempt()
         assert song.store == {}
+
+    def test_a_worker_that_died_in_a_wait_for_its_turn_has_sent_nothing(
+        self, sandbox: Sandbox, task: MakeTask, clock: FakeClock, task_log: Callable[[], list[str]]
+    ) -> None:
+        with pytest.raises(WhisulRateLimitError):
+            WhisulHook(clock=clock.clock).get_job(
+                task(**SUBMIT_ONLY, prompt="one [sandbox:get-429]").attempt(), retry=False
+            )
+        song = task(**SUBMIT_ONLY, on_ambiguous_submit="fail")
+
+        def die(seconds: float) -> None:
+            clock.on_sleep = lambda _: None
+            raise Killed
+
+        clock.on_sleep = die
+        with pytest.raises(Killed):
+            song.attempt()
+        assert song.note is None
+        song.attempt()
+        assert posts(sandbox) == 2
+        assert not any("already have been paid for" in line for line in task_log())
 
     def test_a_refused_submission_does_not_make_up_for_a_lost_one(
         self, sandbox: Sandbox, task: MakeTask, task_log: Callable[[], list[str]]

@@ -393,6 +393,28 @@ class TestSharedPace:
         other.get_job(job_id)
         assert pauses(sandbox) == pytest.approx([0, 5 + PROBE_LOST_AFTER])
 
+    def test_waiting_for_a_turn_sends_nothing_and_takes_none(
+        self, sandbox: Sandbox, hook: WhisulHook, other: WhisulHook, clock: FakeClock
+    ) -> None:
+        job_id = hook.generate("one [sandbox:get-429]")
+        with pytest.raises(WhisulRateLimitError):
+            hook.get_job(job_id, retry=False)
+        hook.wait_for_turn()
+        assert clock.now == NOON + 5
+        assert len(sandbox.requests) == 2
+        other.generate("two")
+        assert clock.now == NOON + 5
+
+    def test_the_rate_grows_with_the_time_that_work_has_waited_for_its_turn(
+        self, sandbox: Sandbox, hook: WhisulHook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        connect(monkeypatch, sandbox.base_url, max_requests_per_second="")
+        for number in range(40):
+            hook.wait_for_turn()
+            hook.generate(f"{number}")
+        assert pauses(sandbox)[0] == pytest.approx(0.5)
+        assert pauses(sandbox)[-1] < 0.25
+
     def test_the_account_is_asked_at_one_pace(
         self, sandbox: Sandbox, hook: WhisulHook, other: WhisulHook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
