@@ -24,6 +24,9 @@ from tests.support import NOON
 ACCOUNT = WhisulAccount("https://api.whisul.test", "a-secret-key")
 
 
+#: Takes the pace, and holds it for as long as the process lives.
+HOLD = "with pace.held() as held:\n    print('held', flush=True)\n    sys.stdin.read()"
+
 #: What a file may hold.
 A_BLOCK = {**AccountPace().as_dict(), "_blocked": True}
 
@@ -49,15 +52,16 @@ def the_file() -> Path:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start a process that runs some code with ``pace``, and can be told of by its output."""
+    """Start a process that runs some code with ``pace``."""
     started: list[subprocess.Popen[str]] = []
 
     def start(code: str) -> subprocess.Popen[str]:
-        program = (
-            "import tempfile\ntempfile.tempdir = {!r}\nfrom tests.unit.test_shared_pace import *\npace = shared()\n{}"
-        )
         process = subprocess.Popen(
-            [sys.executable, "-c", program.format(tempfile.gettempdir(), code)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", f"from tests.unit.test_shared_pace import *\npace = shared()\n{code}"],
+            env={**os.environ, "TMPDIR": tempfile.gettempdir()},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         started.append(process)
         return process
@@ -90,15 +94,26 @@ def test_another_connection_with_the_same_key_is_the_same_account() -> None:
 
 
 def test_many_processes_at_once_lose_nothing(start: Callable[..., subprocess.Popen[str]]) -> None:
-    code = "for _ in range(200):\n    with pace.held() as held:\n        held.sent(NOON)"
-    assert [process.wait(60) for process in [start(code) for _ in range(4)]] == [0] * 4
+    code = (
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "for _ in range(500):\n    with pace.held() as held:\n        held.sent(NOON)"
+    )
+    processes = [start(code) for _ in range(4)]
+    for process in processes:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin
+        print(file=process.stdin, flush=True)
+    assert [process.wait(60) for process in processes] == [0] * 4
     with shared().held() as held:
-        assert held.sent(NOON) == 4 * 200 + 1
+        assert held.sent(NOON) == 4 * 500 + 1
 
 
 def test_a_process_that_is_killed_in_the_middle_holds_nobody_up(start: Callable[..., subprocess.Popen[str]]) -> None:
     block(shared())
-    process = start("with pace.held() as held:\n    print('held', flush=True)\n    time.sleep(60)")
+    process = start(HOLD)
     assert process.stdout
     assert process.stdout.readline() == "held\n"
     process.kill()
@@ -112,15 +127,17 @@ def test_a_process_that_is_stopped_in_the_middle_is_not_waited_for_forever(
     start: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_pace, "LOCK_PATIENCE", 0.05)
-    pace = shared()
-    block(pace)
-    process = start("with pace.held() as held:\n    print('held', flush=True)\n    time.sleep(60)")
+    process = start(HOLD)
     assert process.stdout
     assert process.stdout.readline() == "held\n"
     process.send_signal(signal.SIGSTOP)
-    # What it knew last goes on being its own.
+    pace = shared()
+    block(pace)
     assert knows_of_a_block(pace)
-    block(shared())
+    process.kill()
+    process.wait()
+    # It went on alone, and took nothing from who held it.
+    assert not knows_of_a_block(shared())
 
 
 def test_an_error_while_it_is_held_gives_it_back_unchanged() -> None:
