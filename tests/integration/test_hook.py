@@ -62,6 +62,14 @@ def connect(monkeypatch: pytest.MonkeyPatch, host: str, **extra: object) -> None
     monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", json.dumps(connection))
 
 
+def met_a_block(hook: WhisulHook) -> str:
+    """Return a job whose first look has just been answered with a 429."""
+    job_id = hook.generate("one [sandbox:get-429]")
+    with pytest.raises(WhisulRateLimitError, match="answered 429"):
+        hook.get_job(job_id, retry=False)
+    return job_id
+
+
 class TestGenerate:
     def test_makes_one_job(self, sandbox: Sandbox, hook: WhisulHook) -> None:
         job_id = hook.generate("a trap song")
@@ -360,9 +368,7 @@ class TestSharedPace:
     def test_who_has_no_patience_is_told_how_long_it_takes(
         self, sandbox: Sandbox, hook: WhisulHook, other: WhisulHook, clock: FakeClock
     ) -> None:
-        job_id = hook.generate("one [sandbox:get-429]")
-        with pytest.raises(WhisulRateLimitError, match="answered 429"):
-            hook.get_job(job_id, retry=False)
+        job_id = met_a_block(hook)
         with pytest.raises(WhisulRateLimitError, match="None goes before 2026-02-17 12:00:05 UTC") as caught:
             other.get_job(job_id, retry=False, patience=4.9)
         assert caught.value.retry_after == pytest.approx(5)
@@ -373,9 +379,7 @@ class TestSharedPace:
     def test_who_waits_sees_that_anothers_probe_has_ended_the_block(
         self, sandbox: Sandbox, hook: WhisulHook, other: WhisulHook, clock: FakeClock
     ) -> None:
-        job_id = hook.generate("one [sandbox:get-429]")
-        with pytest.raises(WhisulRateLimitError):
-            hook.get_job(job_id, retry=False)
+        job_id = met_a_block(hook)
         clock.now += 5
         probe = hook._take_turn(0)
         clock.on_sleep = lambda _: hook._learn(probe, False)
@@ -385,9 +389,7 @@ class TestSharedPace:
     def test_a_probe_whose_task_was_killed_is_made_again(
         self, sandbox: Sandbox, hook: WhisulHook, other: WhisulHook, clock: FakeClock
     ) -> None:
-        job_id = hook.generate("one [sandbox:get-429]")
-        with pytest.raises(WhisulRateLimitError):
-            hook.get_job(job_id, retry=False)
+        job_id = met_a_block(hook)
         clock.now += 5
         hook._take_turn(0)
         other.get_job(job_id)
@@ -396,9 +398,7 @@ class TestSharedPace:
     def test_waiting_for_a_turn_sends_nothing_and_takes_none(
         self, sandbox: Sandbox, hook: WhisulHook, other: WhisulHook, clock: FakeClock
     ) -> None:
-        job_id = hook.generate("one [sandbox:get-429]")
-        with pytest.raises(WhisulRateLimitError):
-            hook.get_job(job_id, retry=False)
+        met_a_block(hook)
         hook.wait_for_turn()
         assert clock.now == NOON + 5
         assert len(sandbox.requests) == 2
