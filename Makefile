@@ -1,4 +1,4 @@
-# What is installed goes to .venv (the newest Airflow) and .venvs/<version> (the others); nothing else is touched.
+# What is installed goes to .venv (the newest Airflow) and .venvs/ (all others); nothing else is touched.
 # `make PYTHON=/path/to/python3.12 …` chooses the Python.
 
 # The supported Airflows are those with a constraints file.
@@ -6,66 +6,108 @@ VERSIONS := $(shell ls constraints | sed -n 's/^airflow-\(.*\)\.txt$$/\1/p' | so
 NEWEST := $(lastword $(VERSIONS))
 OTHERS := $(filter-out $(NEWEST),$(VERSIONS))
 
+# The UI has a place for the Tracks tab since 3.1.
+WITH_TABS := $(filter-out 2.% 3.0.%,$(OTHERS))
+
+# The Pythons that the newest Airflow is tested on beside that of .venv.
+PYTHONS := 3.12 3.13
+
 # Airflow starts three to five times faster with its byte code on disk.
 unexport PYTHONDONTWRITEBYTECODE
 # Python's own: with the two set, one environment would load another one's packages.
 unexport PYTHONPATH PYTHONHOME
-
-# The UI has a place for the Tracks tab since 3.1.
-WITH_TABS := $(filter-out 2.% 3.0.%,$(OTHERS))
+export PYTHON
 
 BIN := .venv/bin
-INSTALL_INPUTS := pyproject.toml dev/make_venv.sh
-export PYTHON
+PIP_INSTALL := -m pip --disable-pip-version-check -qq install
+INSTALL_INPUTS := pyproject.toml dev/make_venv.sh dev/find_python.sh
+
+# The suites that need no more than a Python and an Airflow; those of the other markers have environments of their own.
+PLAIN := not browser and not s3 and not cluster
+
+# Each suite leaves a report of its target's name, which dev/ci_summary.py reads.
+REPORTS := reports
+PYTEST = -m pytest --junit-xml=$(REPORTS)/$@.xml
+
+# $(call timed,NAME,COMMAND) runs a command and notes the seconds that it took, for the same summary.
+timed = @mkdir -p $(REPORTS); start=$$(date +%s); $(2) && printf '%s\t%s\n' '$(1)' $$(($$(date +%s) - start)) >> $(REPORTS)/steps.tsv
+
+# The suites of .ci/run beside those of `make test`, the long ones first. It adds test-cluster where its services respond.
+SUITES := test-py3.13 $(addprefix test-,$(OTHERS)) test-browser \
+	$(addprefix test-browser-,$(WITH_TABS)) test-py3.12 test-s3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo airflow test test-all test-others test-cluster test-s3 test-browser test-browser-all lint docs pacing bench bench-airflow clean $(addprefix test-,$(OTHERS)) $(addprefix test-browser-,$(WITH_TABS))
+.PHONY: help demo airflow test test-quick test-e2e test-all test-others test-pythons test-cluster test-s3 test-browser \
+	test-browser-all check lint format docs pacing bench bench-airflow suites chromium clean \
+	$(addprefix test-,$(OTHERS)) $(addprefix test-py,$(PYTHONS)) $(addprefix test-browser-,$(WITH_TABS))
 
 help: ## List the commands
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { name[++n] = $$1; text[n] = $$2; if (length($$1) > width) width = length($$1) } \
+		END { for (i = 1; i <= n; i++) printf "make %-" width "s  %s\n", name[i], text[i] }' Makefile
+	@echo
+	@echo 'For one version: make $(foreach version,$(OTHERS),test-$(version)), $(foreach python,$(PYTHONS),test-py$(python)), $(foreach version,$(WITH_TABS),test-browser-$(version))'
 
-demo: .venv/installed ## Make songs with a real Airflow and the sandbox (with WHISUL_API_KEY set: for real, which costs)
-	@$(BIN)/python -m dev.demo
+demo: .venv/installed ## Make songs with a real Airflow and the sandbox (with WHISUL_API_KEY set: at Whisul, which costs)
+	$(call timed,demo,$(BIN)/python -m dev.demo)
 
-airflow: .venv/installed ## Keep Airflow and the sandbox up, to look at in the browser
+airflow: .venv/installed ## Run Airflow and the sandbox until Ctrl-C, to use the UI in a browser
 	@$(BIN)/python -m dev.airflow_up
 
-test: lint ## Run the whole suite on the newest Airflow, with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term
+check: .venv/installed ## Lint, types and the tests of one source or test file, in seconds: make check FILE=path
+	@$(BIN)/python -m dev.check $(FILE)
 
-test-all: test test-others ## Run the suite on every supported Airflow
+# A real Airflow mostly waits, so the other tests run beside it. The `+` shows their progress at once, while the output
+# of test-e2e is held back until it has ended.
+test: lint ## Lint, types and all tests on the newest Airflow, with coverage (5 minutes)
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target LIVE=+ test-quick test-e2e
 
-test-others: $(addprefix test-,$(OTHERS))
+test-quick: .venv/installed ## All tests but those that start a real Airflow, with coverage
+	$(LIVE)$(BIN)/python $(PYTEST) -m "not e2e and $(PLAIN)" --cov --cov-report=term
+
+test-e2e: .venv/installed ## The tests that start a real Airflow
+	$(BIN)/python $(PYTEST) -m e2e
+
+test-all: test test-others test-pythons ## The same as test, and what touches Airflow or Python on every supported version
+
+test-others: $(addprefix test-,$(OTHERS)) ## The tests that touch Airflow on every supported version but the newest
 
 $(addprefix test-,$(OTHERS)): test-%: .venvs/%/installed
-	.venvs/$*/bin/python -m pytest
+	.venvs/$*/bin/python $(PYTEST) -m airflow
 
-test-cluster: .venvs/cluster/installed ## Kill a worker and a triggerer of two each, with PostgreSQL, Celery and Redis
-	.venvs/cluster/bin/python -m pytest tests/cluster/night.py
+test-pythons: $(addprefix test-py,$(PYTHONS)) ## On Python 3.12 the tests that do not touch Airflow, on 3.13 all tests
 
-test-s3: .venvs/s3/installed ## Land songs in S3, with boto, against moto's server
-	.venvs/s3/bin/python -m pytest tests/s3/landing.py
+test-py3.12: .venvs/$(NEWEST)-py3.12/installed
+	.venvs/$(NEWEST)-py3.12/bin/python $(PYTEST) -m "not airflow and $(PLAIN)"
 
-test-browser: .venv/browser ## Look at the Tracks tab in a browser, on the newest Airflow
-	@dev/get_chromium.sh
-	$(BIN)/python -m pytest tests/browser/tracks.py
+test-py3.13: .venvs/$(NEWEST)-py3.13/installed
+	.venvs/$(NEWEST)-py3.13/bin/python $(PYTEST) -m "$(PLAIN)"
 
-test-browser-all: test-browser $(addprefix test-browser-,$(WITH_TABS)) ## Look at it on every Airflow that has it
+test-browser: .venv/browser chromium ## The Tracks tab in Chromium, on the newest Airflow
+	$(BIN)/python $(PYTEST) -m browser
 
-$(addprefix test-browser-,$(WITH_TABS)): test-browser-%: .venvs/%/browser
-	@dev/get_chromium.sh
-	.venvs/$*/bin/python -m pytest tests/browser/tracks.py
+test-browser-all: test-browser $(addprefix test-browser-,$(WITH_TABS)) ## The Tracks tab on every Airflow that has it
+
+$(addprefix test-browser-,$(WITH_TABS)): test-browser-%: .venvs/%/browser chromium
+	.venvs/$*/bin/python $(PYTEST) -m browser
+
+test-s3: .venvs/s3/installed ## Store songs in S3, with boto, at moto's server
+	.venvs/s3/bin/python $(PYTEST) -m s3
+
+test-cluster: .venvs/cluster/installed ## Kill one worker and one triggerer of two each, with PostgreSQL, Celery and Redis
+	.venvs/cluster/bin/python $(PYTEST) -m cluster
 
 lint: .venv/installed ## Check style and types
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(call timed,lint,$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy)
+
+format: .venv/installed ## Format the code, and correct the style where ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 docs: .venv/installed ## Write the tables of the documentation from the code
 	$(BIN)/python -m dev.failure_table
 
-pacing: .venv/installed ## Simulate the pace of many jobs on one key whose limit nobody knows (a minute)
+pacing: .venv/installed ## Simulate the rate limiter with many jobs on one key of unknown limit (a minute)
 	@$(BIN)/python -m benchmarks.pacing
 
 bench: .venv/benchmarks ## Measure what polling costs the triggerer (25 minutes)
@@ -74,38 +116,48 @@ bench: .venv/benchmarks ## Measure what polling costs the triggerer (25 minutes)
 bench-airflow: .venv/benchmarks ## Measure what a song costs a real Airflow, made in five ways (40 minutes)
 	$(BIN)/python -m benchmarks.worker_cost
 
+suites:
+	@echo $(SUITES)
+
+chromium:
+	@dev/get_chromium.sh
+
 clean: ## Remove what was installed and cached
-	rm -rf .venv .venvs .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv .venvs .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist $(REPORTS) *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed: constraints/airflow-$(NEWEST).txt $(INSTALL_INPUTS)
-	@dev/make_venv.sh $(NEWEST) .venv
+	$(call timed,install .venv,dev/make_venv.sh $(NEWEST) .venv)
 	@touch $@
 
 .venvs/%/installed: constraints/airflow-%.txt $(INSTALL_INPUTS)
-	@dev/make_venv.sh $* .venvs/$*
+	$(call timed,install .venvs/$*,dev/make_venv.sh $* .venvs/$*)
+	@touch $@
+
+.venvs/$(NEWEST)-py%/installed: constraints/airflow-$(NEWEST).txt $(INSTALL_INPUTS)
+	@dev/find_python.sh $* > /dev/null || { echo "There is no Python $* on the PATH or in pyenv." >&2; exit 2; }
+	$(call timed,install .venvs/$(NEWEST)-py$*,PYTHON=$$(dev/find_python.sh $*) dev/make_venv.sh $(NEWEST) .venvs/$(NEWEST)-py$*)
 	@touch $@
 
 .venvs/cluster/installed: constraints/airflow-$(NEWEST).txt constraints/cluster-$(NEWEST).txt $(INSTALL_INPUTS)
-	@dev/make_venv.sh $(NEWEST) .venvs/cluster
-	@.venvs/cluster/bin/python -m pip --disable-pip-version-check -qq install \
-		-c constraints/airflow-$(NEWEST).txt -r constraints/cluster-$(NEWEST).txt
+	$(call timed,install .venvs/cluster,dev/make_venv.sh $(NEWEST) .venvs/cluster && .venvs/cluster/bin/python $(PIP_INSTALL) \
+		-c constraints/airflow-$(NEWEST).txt -r constraints/cluster-$(NEWEST).txt)
 	@touch $@
 
 # No constraints of Airflow's here: Amazon's provider asks for another version of one of them.
 .venvs/s3/installed: constraints/airflow-$(NEWEST).txt constraints/s3-$(NEWEST).txt $(INSTALL_INPUTS)
-	@dev/make_venv.sh $(NEWEST) .venvs/s3
-	@.venvs/s3/bin/python -m pip --disable-pip-version-check -qq install -r constraints/s3-$(NEWEST).txt
+	$(call timed,install .venvs/s3,dev/make_venv.sh $(NEWEST) .venvs/s3 && .venvs/s3/bin/python $(PIP_INSTALL) \
+		-r constraints/s3-$(NEWEST).txt)
 	@touch $@
 
 .venv/benchmarks: .venv/installed benchmarks/requirements.txt
-	$(BIN)/python -m pip --disable-pip-version-check -qq install -c constraints/airflow-$(NEWEST).txt -r benchmarks/requirements.txt
+	$(BIN)/python $(PIP_INSTALL) -c constraints/airflow-$(NEWEST).txt -r benchmarks/requirements.txt
 	@touch $@
 
 .venv/browser: .venv/installed constraints/browser.txt
-	$(BIN)/python -m pip --disable-pip-version-check -qq install -c constraints/airflow-$(NEWEST).txt -r constraints/browser.txt
+	$(BIN)/python $(PIP_INSTALL) -c constraints/airflow-$(NEWEST).txt -r constraints/browser.txt
 	@touch $@
 
 .venvs/%/browser: .venvs/%/installed constraints/browser.txt
-	.venvs/$*/bin/python -m pip --disable-pip-version-check -qq install -c constraints/airflow-$*.txt -r constraints/browser.txt
+	.venvs/$*/bin/python $(PIP_INSTALL) -c constraints/airflow-$*.txt -r constraints/browser.txt
 	@touch $@

@@ -1,4 +1,4 @@
-"""The outside world's time and chance, in one object that tests replace."""
+"""Time, sleep and random numbers, injectable for tests."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from datetime import UTC, datetime
 @dataclass(frozen=True)
 class Clock:
     """
-    What the clients need of time and chance.
+    The wall clock, sleep and random numbers.
 
-    :param time: The wall clock, in Unix seconds. Deadlines are kept on it, since they outlive a process.
-    :param sleep: Sleeps for so many seconds.
-    :param asleep: The same, without blocking the event loop.
-    :param random: A number from 0 up to 1, for spreading requests.
+    :param time: Returns the time in Unix seconds. Deadlines are kept on the wall clock, since they outlive a process.
+    :param sleep: Sleeps for a number of seconds.
+    :param async_sleep: Sleeps for a number of seconds without blocking the event loop.
+    :param random: Returns a number from 0 up to 1, for jitter.
     """
 
     time: Callable[[], float] = field(default=system_time.time)
     sleep: Callable[[float], None] = field(default=system_time.sleep)
-    asleep: Callable[[float], Awaitable[None]] = field(default=asyncio.sleep)
+    async_sleep: Callable[[float], Awaitable[None]] = field(default=asyncio.sleep)
     random: Callable[[], float] = field(default=random.random)
 
 
 SYSTEM_CLOCK = Clock()
 
 
-def utc(at: float) -> str:
-    """Return a time in Unix seconds as people read it in a log."""
-    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+def utc(seconds: float) -> str:
+    """
+    Return a time as a log line shows it, such as ``2026-02-17 15:39:34 UTC``.
+
+    :param seconds: The time in Unix seconds.
+    """
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -1,8 +1,8 @@
 """
-Everything that can go wrong between Airflow and Whisul, one class per cause.
+The errors of this provider, one class per cause.
 
-All derive from :class:`WhisulError`, an ``AirflowException``. What no retry can mend is an ``AirflowFailException``
-too, so that it ends Airflow's retries wherever it is raised, also inside a user's own ``@task``.
+All derive from :class:`WhisulError`, an ``AirflowException``. An error that no retry can mend is an
+``AirflowFailException`` too. It ends Airflow's retries wherever it is raised, also inside a user's own ``@task``.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 
 
 class TaskRetry(Enum):
-    """When Airflow should try a task again after an error, if the task has retries left."""
+    """When Airflow tries a task again after an error, if the task has retries left."""
 
     NEVER = "never"
-    AT_ONCE = "at once"
-    LADDER = "after 5, 10, 20, 40, 60 s or `Retry-After`"
-    SHORTLY = "after 10 to 30 s"
-    AS_SET = "after the task's own `retry_delay`"
+    IMMEDIATE = "at once"
+    RATE_LIMIT = "after 5, 10, 20, 40, 60 s or `Retry-After`"
+    TRANSIENT = "after 10 to 30 s"
+    TASK_DEFAULT = "after the task's own `retry_delay`"
 
 
 class SerializedError(TypedDict):
-    """A :class:`WhisulError` as the plain data that a trigger's event can carry."""
+    """A :class:`WhisulError` as plain data, for a trigger's event."""
 
     type: str
     message: str
@@ -34,21 +34,18 @@ class SerializedError(TypedDict):
 
 class WhisulError(AirflowException):
     """
-    Base of all errors of this provider.
+    Base class of all errors of this provider.
 
     :param message: What happened, and what to do about it. Never holds the API key.
-    :param job_id: The job it is about, if one is known.
-    :param http_status: The HTTP status of the answer, if there was one.
+    :param job_id: The job that the error is about, None if no job is known.
+    :param http_status: The HTTP status of the response, None if there was no response.
     """
 
-    #: Whether looking again, a little later, may bring another answer. Hook and trigger go by it.
+    #: Whether the same request may succeed a little later. Hooks and triggers act on it.
     transient: ClassVar[bool] = False
 
-    #: When a task that it fails should be tried again. The retry policy goes by it.
-    task_retry: ClassVar[TaskRetry] = TaskRetry.AS_SET
-
-    #: What it has cost.
-    cost: ClassVar[str] = "nothing more"
+    #: When a task that fails with this error is tried again. The retry policy acts on it.
+    task_retry: ClassVar[TaskRetry] = TaskRetry.TASK_DEFAULT
 
     def __init__(self, message: str, *, job_id: str | None = None, http_status: int | None = None) -> None:
         super().__init__(message)
@@ -56,7 +53,7 @@ class WhisulError(AirflowException):
         self.http_status = http_status
 
     def as_dict(self) -> SerializedError:
-        """Return the error as plain data; :func:`error_from_dict` makes it an error again."""
+        """Return the error as plain data, which :func:`error_from_dict` reads."""
         return {
             "type": type(self).__name__,
             "message": str(self),
@@ -66,43 +63,39 @@ class WhisulError(AirflowException):
 
 
 class WhisulConfigurationError(WhisulError, AirflowFailException):
-    """The Airflow connection cannot be used as it is: no key, a malformed key, an unsafe or malformed URL."""
+    """The Airflow connection cannot be used: no API key, a malformed key, an unsafe or malformed URL."""
 
     task_retry = TaskRetry.NEVER
-    cost = "nothing: nothing was sent"
 
 
 class WhisulInvalidInputError(WhisulError, AirflowFailException):
-    """The request was refused as malformed (400), or was not sent because it could only be refused. No job was made."""
+    """Whisul refused the request as malformed (400), or it was not sent as it would be refused. No job was made."""
 
     task_retry = TaskRetry.NEVER
-    cost = "nothing: no job was made"
 
 
 class WhisulUnauthorizedError(WhisulError, AirflowFailException):
     """The API key is missing, malformed, revoked or not allowed to do this (401, 403)."""
 
     task_retry = TaskRetry.NEVER
-    cost = "nothing; a job that runs goes on, and is found again once the key is right"
 
 
 class WhisulJobNotFoundError(WhisulError, AirflowFailException):
-    """Whisul has no such job (404): the id is wrong, it belongs to another account, or the job has expired."""
+    """Whisul has no such job (404): the id is wrong, the job belongs to another account, or the job has expired."""
 
     task_retry = TaskRetry.NEVER
-    cost = "the song, if it was one and has expired"
 
 
 class WhisulRateLimitError(WhisulError):
     """
-    Too many requests (429). Nothing was done, no job was made.
+    Too many requests: Whisul answered 429, or our rate limiter sent nothing. No job was made.
 
-    :param retry_after: Seconds that the answer asked to wait, None where it did not say.
+    :param retry_after: Seconds that the server asked to wait (``Retry-After``), None if it did not ask.
+    :param cooldown: Seconds until our rate limiter permits the next request, None if that is not known.
     """
 
     transient = True
-    task_retry = TaskRetry.LADDER
-    cost = "nothing: no job was made"
+    task_retry = TaskRetry.RATE_LIMIT
 
     def __init__(
         self,
@@ -111,27 +104,29 @@ class WhisulRateLimitError(WhisulError):
         job_id: str | None = None,
         http_status: int | None = None,
         retry_after: float | None = None,
+        cooldown: float | None = None,
     ) -> None:
         super().__init__(message, job_id=job_id, http_status=http_status)
         self.retry_after = retry_after
+        self.cooldown = cooldown
 
 
 class WhisulServerError(WhisulError):
     """Whisul or its CDN failed to answer (5xx)."""
 
     transient = True
-    task_retry = TaskRetry.SHORTLY
+    task_retry = TaskRetry.TRANSIENT
 
 
 class WhisulConnectionError(WhisulError):
     """
-    No answer: name resolution, a refused or reset connection, a time-out.
+    No response: a host name that does not resolve, a refused or reset connection, a time-out.
 
     :param request_sent: False only where the request certainly never left this machine.
     """
 
     transient = True
-    task_retry = TaskRetry.SHORTLY
+    task_retry = TaskRetry.TRANSIENT
 
     def __init__(
         self,
@@ -146,96 +141,88 @@ class WhisulConnectionError(WhisulError):
 
 
 class WhisulTLSError(WhisulConnectionError):
-    """The server's certificate could not be verified. Never retried: the other side may not be Whisul."""
+    """The server's certificate could not be verified. Never retried: the server may not be Whisul."""
 
     transient = False
-    task_retry = TaskRetry.AS_SET
-    cost = "nothing: nothing was sent"
+    task_retry = TaskRetry.TASK_DEFAULT
 
 
 class WhisulResponseError(WhisulError):
-    """An answer that is not what the API documents: HTML, truncated or wrong JSON, a missing field, a redirect."""
+    """A response that the API does not document: HTML, truncated or wrong JSON, a missing field, a redirect."""
 
     transient = True
-    task_retry = TaskRetry.SHORTLY
+    task_retry = TaskRetry.TRANSIENT
 
 
 class WhisulAmbiguousSubmitError(WhisulError):
     """
-    The answer to a submission was lost: the job may exist and may have been paid for, and nothing can find out.
+    The response to a submission was lost. The job may exist and may have been paid for, and the API cannot tell.
 
-    Nothing below the task submits such a prompt again. Its ``__cause__`` says how the answer was lost.
+    Nothing below the task submits such a prompt again. The ``__cause__`` says how the response was lost.
     """
 
-    task_retry = TaskRetry.SHORTLY
-    cost = "perhaps one song that nobody can find, and its successor"
+    task_retry = TaskRetry.TRANSIENT
 
 
 class WhisulAmbiguousSubmitFinalError(WhisulAmbiguousSubmitError, AirflowFailException):
-    """The same, where the user would rather look at it than have the prompt submitted again."""
+    """The same with ``on_ambiguous_submit="fail"``: the task ends until a user clears it."""
 
     task_retry = TaskRetry.NEVER
-    cost = "perhaps one song that nobody can find"
 
 
 class WhisulJobFailedError(WhisulError):
-    """The job ended with status ``failed``. It cannot be resumed: only a new submission can make the song."""
+    """The job ended with status ``failed``. It cannot be resumed: only a new submission makes the song."""
 
-    task_retry = TaskRetry.AT_ONCE
-    cost = "the failed job, and its successor"
+    task_retry = TaskRetry.IMMEDIATE
 
 
 class WhisulJobFailedFinalError(WhisulJobFailedError, AirflowFailException):
-    """A failed job met by a task that cannot submit another, so that retrying the task would change nothing."""
+    """A failed job in a task that does not submit. A retry of the task changes nothing."""
 
     task_retry = TaskRetry.NEVER
-    cost = "the failed job"
 
 
 class WhisulJobTimeoutError(WhisulError):
-    """Our patience ended before the job did. The job may still be running, and may still complete."""
-
-    cost = "nothing more where the next try re-attaches, else another song"
+    """The timeout passed before the job ended. The job may still be running, and may still complete."""
 
 
 class WhisulMediaError(WhisulError):
-    """A song's audio or cover could not be fetched whole: it broke off, or what came was neither."""
+    """A song's audio or cover could not be downloaded whole, or the download is no audio or image."""
 
     transient = True
-    task_retry = TaskRetry.SHORTLY
-    cost = "nothing more: the song is there, and a retry fetches only what is missing"
+    task_retry = TaskRetry.TRANSIENT
 
 
 class WhisulMediaExpiredError(WhisulMediaError, AirflowFailException):
-    """A song has no URL that works: it has expired or was never given, and asking the job again gave no other."""
+    """A song has no URL that works: it expired or never existed, and polling the job again returned no other."""
 
     transient = False
     task_retry = TaskRetry.NEVER
-    cost = "the song, unless it was kept elsewhere"
 
 
 class WhisulMediaUnsafeError(WhisulMediaError, AirflowFailException):
-    """A song's URL, or where it redirects to, is not https. Nothing was fetched from there."""
+    """A song's URL, or a redirect, is malformed, holds a password or is not https. Nothing was downloaded from it."""
 
     transient = False
     task_retry = TaskRetry.NEVER
-    cost = "nothing more"
 
 
 class WhisulStorageError(WhisulError):
-    """Songs could not be written: no room, no permission, no such store, or another file that has the name."""
-
-    cost = "nothing more: a retry fetches only what is missing"
+    """Files could not be written or listed: no room, no permission, no such store."""
 
 
 class WhisulFileExistsError(WhisulStorageError, AirflowFailException):
-    """Another file has the name of one of ours, and is not overwritten."""
+    """The manifest of another run is in the destination, and is not overwritten."""
 
     task_retry = TaskRetry.NEVER
 
 
 def all_errors(cls: type[WhisulError] = WhisulError) -> dict[str, type[WhisulError]]:
-    """Return every class of error by its name, from a base class on."""
+    """
+    Return a base class and all its subclasses by name.
+
+    :param cls: The base class.
+    """
     found = {cls.__name__: cls}
     for subclass in cls.__subclasses__():
         found.update(all_errors(subclass))
@@ -244,9 +231,9 @@ def all_errors(cls: type[WhisulError] = WhisulError) -> dict[str, type[WhisulErr
 
 def error_from_dict(data: SerializedError) -> WhisulError:
     """
-    Make the error that :meth:`WhisulError.as_dict` described.
+    Return the error that :meth:`WhisulError.as_dict` described.
 
-    :param data: Its plain data. A type that this version does not know becomes a plain :class:`WhisulError`.
+    :param data: The plain data. A type that this version does not know becomes a plain :class:`WhisulError`.
     """
     cls = all_errors().get(data["type"], WhisulError)
     return cls(data["message"], job_id=data["job_id"], http_status=data["http_status"])

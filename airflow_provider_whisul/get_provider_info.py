@@ -1,10 +1,10 @@
-"""What Airflow learns about this provider without importing the rest of it."""
+"""The provider's metadata, which Airflow reads without importing the rest of the package."""
 
 from __future__ import annotations
 
 from typing import Any
 
-#: The connection form's fields of our own, kept in the connection's extra.
+#: The provider's own fields of the connection form, kept in the connection's extra.
 CONN_FIELDS: dict[str, Any] = {
     "timeout": {
         "label": "Request timeout (s)",
@@ -23,7 +23,7 @@ CONN_FIELDS: dict[str, Any] = {
     },
 }
 
-#: How the connection form names, hides and explains its standard fields.
+#: How the connection form labels, hides and explains its standard fields.
 UI_FIELD_BEHAVIOUR: dict[str, Any] = {
     "hidden-fields": ["login"],
     "relabeling": {"password": "API key", "host": "Base URL"},
@@ -62,7 +62,6 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": [
                     "airflow_provider_whisul.operators.whisul",
                     "airflow_provider_whisul.operators.whisul_batch",
-                    "airflow_provider_whisul.operators.whisul_storage",
                 ],
             }
         ],
@@ -74,6 +73,13 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_provider_whisul.triggers.whisul",
                     "airflow_provider_whisul.triggers.whisul_batch",
                 ],
+            }
+        ],
+        "transfers": [
+            {
+                "source-integration-name": _NAME,
+                "target-integration-name": "Object Storage",
+                "python-module": "airflow_provider_whisul.transfers.whisul_to_object_storage",
             }
         ],
         "extra-links": ["airflow_provider_whisul.links.whisul.WhisulSongLink"],

@@ -1,8 +1,7 @@
 """
-What is counted and timed, through Airflow's own metrics: to StatsD or OpenTelemetry, as Airflow is set up.
+Counters and timers, through Airflow's own metrics: to StatsD or OpenTelemetry, as Airflow is configured.
 
-The names have their home here; docs/metrics.md lists them. Nothing is added that tells one key, prompt or job from
-another.
+The names have their home here; docs/metrics.md lists them. No name or tag identifies a key, a prompt or a job.
 """
 
 from __future__ import annotations
@@ -11,29 +10,30 @@ from datetime import timedelta
 
 from airflow.providers.common.compat.sdk import Stats
 
-from airflow_provider_whisul.api import Request, WhisulJob
+from airflow_provider_whisul.api.messages import Request, Response
+from airflow_provider_whisul.api.models import WhisulJob
 
 
 def submitted() -> None:
-    """Whisul has accepted a prompt."""
+    """Count a prompt that Whisul has accepted."""
     Stats.incr("whisul.submitted")
 
 
-def answered(request: Request, status: int) -> None:
-    """An answer has come."""
+def response(request: Request, response: Response) -> None:
+    """Count a response."""
     if request.method == "GET":
         Stats.incr("whisul.polls")
-    if status == 429:
+    if response.throttled:
         Stats.incr("whisul.rate_limited")
 
 
-def waited(seconds: float) -> None:
-    """A request has waited so many seconds for the account's pace."""
-    Stats.timing("whisul.pace_wait", timedelta(seconds=seconds))
+def rate_limit_wait(seconds: float) -> None:
+    """Time how long a request has waited for the rate limiter."""
+    Stats.timing("whisul.rate_limit_wait", timedelta(seconds=seconds))
 
 
-def seen(job: WhisulJob) -> None:
-    """A look has found a job so."""
+def polled(job: WhisulJob) -> None:
+    """Count a job that a poll has found ended, and time how long a song took."""
     if job.failed:
         Stats.incr("whisul.failed")
     elif job.completed:

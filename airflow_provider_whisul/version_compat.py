@@ -1,4 +1,4 @@
-"""What differs between the supported versions of Airflow (2.11 to 3.3) and common-compat does not cover."""
+"""The differences between the supported versions of Airflow (2.11 to 3.3) that common-compat does not cover."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HAS_RETRY_POLICY = RetryPolicy is not object
 #: Whether a plugin can add a page to the UI.
 HAS_EXTERNAL_VIEWS = Version(__version__) >= Version("3.1")
 
-#: Whether the UI computes an extra link by itself when it is looked at, and not the worker when the task has run.
+#: Whether the UI computes an extra link each time it shows it. Later versions have the worker do it when the task ends.
 UI_COMPUTES_LINKS = Version(__version__) < Version("3.0")
 
 #: What Airflow raises in place of the event where it ended a deferral by itself.
@@ -54,7 +54,7 @@ def is_deferral_timeout(error: Exception) -> bool:
     return str(error) == "Trigger timeout"
 
 
-def is_of_earlier_try(next_kwargs: dict[str, Any] | None, context: Context) -> bool:
+def is_from_earlier_try(next_kwargs: dict[str, Any] | None, context: Context) -> bool:
     """
     Return whether a task is resumed with what an earlier one of its tries waited for.
 
@@ -100,5 +100,5 @@ __all__ = [
     "RetryPolicy",
     "filesystem",
     "is_deferral_timeout",
-    "is_of_earlier_try",
+    "is_from_earlier_try",
 ]

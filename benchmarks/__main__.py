@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: everything that needs no running Airflow, one question after the other."""
+"""``python -m benchmarks``: every benchmark that needs no running Airflow, one after the other."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "0" if name == "sleeper" else f"{median(run.polls / seconds_of(run) for run in of_name):.1f}",
                 f"{median(grown):.1f}",
                 f"{median(grown) * 1000 / jobs:.1f}",
-                f"{median(len(run.seen.connections) for run in of_name):.0f}",
+                f"{median(len(run.received.connections) for run in of_name):.0f}",
                 block([(run.figures.block, run.figures.block_cpu) for run in of_name]),
                 f"{median(run.figures.start_cpu for run in of_name) * 1000 / jobs:.2f}",
             )

@@ -1,5 +1,5 @@
 """
-What it costs to look at a thousand jobs, and how evenly it is done: ``python -m benchmarks.polling``.
+What it costs to poll a thousand jobs, and how evenly they are polled: ``python -m benchmarks.polling``.
 
 Each way of polling runs in a process of its own, one after the other, again and again (A B C A B C …). CPU is the whole
 process's, per poll, with that of a process that only sleeps taken off.
@@ -26,7 +26,7 @@ NAMES = {
     "requests": "requests, new session in a thread",
 }
 
-#: What aiohttp makes when it is loaded.
+#: The TLS contexts that aiohttp makes when it is imported.
 AIOHTTP_TLS_CONTEXTS = 2
 
 
@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--limit",
         type=float,
-        help="what our connection says of the account's limit, in requests per second, 0 for nothing (default: twice "
-        "the mean, so that what is measured is no pace that still grows)",
+        help="the account's limit in our connection, in requests per second, 0 for none (default: twice the mean, so "
+        "that the rate does not still grow while it is measured)",
     )
     arguments = parser.parse_args(argv)
     names = list(dict.fromkeys(["sleeper", *arguments.only]))

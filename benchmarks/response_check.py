@@ -1,4 +1,4 @@
-"""What HttpEventTrigger asks of an answer. A module of its own, since that trigger loads it anew for each look."""
+"""What HttpEventTrigger calls with a response. A module of its own, since that trigger loads it again for each poll."""
 
 from __future__ import annotations
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
-from benchmarks.pollers import KEY, Figures
-from benchmarks.server import RawServer, Seen
+from benchmarks.poller_process import Figures
+from benchmarks.pollers import KEY
+from benchmarks.server import RawServer, Received
 
 MARGIN_SECONDS = 60.0
 
@@ -28,11 +29,11 @@ class Run:
     One process that polled.
 
     :param figures: What it measured of itself.
-    :param seen: What the server saw of it.
+    :param received: What the server received from it.
     """
 
     figures: Figures
-    seen: Seen
+    received: Received
 
     @property
     def polls(self) -> int:
@@ -42,7 +43,7 @@ class Run:
     @property
     def connections_per_poll(self) -> float:
         """Connections per request, from the first one on."""
-        return len(self.seen.connections) / max(len(self.seen.requests), 1)
+        return len(self.received.connections) / max(len(self.received.requests), 1)
 
     @property
     def peak_to_mean(self) -> float:
@@ -58,7 +59,7 @@ class Run:
     @property
     def _in_window(self) -> list[float]:
         begin, end = self.figures.window
-        return [at for at in self.seen.requests if begin <= at < end]
+        return [at for at in self.received.requests if begin <= at < end]
 
 
 class Bench:
@@ -86,18 +87,18 @@ class Bench:
         profile: Path | None = None,
     ) -> Run:
         """
-        Run one poller and return what came of it.
+        Run one poller and return its measurements.
 
         :param name: Which one, of :data:`benchmarks.pollers.POLLERS`.
         :param jobs: How many jobs.
-        :param interval: Seconds between two looks at a job.
+        :param interval: Seconds between two polls of a job.
         :param warm_up: Seconds before the measurement begins.
         :param seconds: Seconds that it lasts.
-        :param max_requests_per_second: What our connection says of the account's limit.
+        :param max_requests_per_second: The account's limit in our connection; None to give none.
         :param profile: The file for a profile.
         """
-        self._server.seen()
-        command = [sys.executable, "-m", "benchmarks.pollers", name, "--origin", self._server.origin]
+        self._server.take_received()
+        command = [sys.executable, "-m", "benchmarks.poller_process", name, "--origin", self._server.origin]
         command += ["--jobs", str(jobs), "--interval", str(interval)]
         command += ["--warm-up", str(warm_up), "--seconds", str(seconds)]
         client_cpu, _ = processors()
@@ -120,7 +121,7 @@ class Bench:
             raise RuntimeError(f"The poller {name} failed:\n{done.stderr[-2000:]}")
         figures = json.loads(lines[-1])
         figures["window"] = tuple(figures["window"])
-        run = Run(Figures(**figures), self._server.seen())
+        run = Run(Figures(**figures), self._server.take_received())
         if run.figures.ended:
             raise RuntimeError(f"{run.figures.ended} triggers of {name} ended:\n{done.stdout[-2000:]}")
         return run
@@ -149,14 +150,14 @@ class Bench:
 
 @contextmanager
 def bench(tls: bool = False) -> Iterator[Bench]:
-    """Serve for as long as the context lasts, by https with a CA of our own if asked to."""
+    """Run the server for as long as the context lasts, on request with https and a CA of our own."""
     with tempfile.TemporaryDirectory(prefix="whisul-bench-") as directory:
         home = Path(directory)
         certificate = authorities = None
         if tls:
             certificate, authorities = home / "server.pem", home / "authorities.pem"
             make_certificate(certificate)
-            # Beside all the usual ones: to read them is what makes a TLS context dear.
+            # Beside all the usual ones: reading them is what makes a TLS context expensive.
             authorities.write_bytes(Path(DEFAULT_CA_BUNDLE_PATH).read_bytes() + certificate.read_bytes())
         with RawServer(processors()[1], certificate) as server:
             yield Bench(server, authorities, home)
@@ -164,11 +165,11 @@ def bench(tls: bool = False) -> Iterator[Bench]:
 
 def warm_up_seconds(interval: float) -> float:
     """
-    Return how long to wait before measuring what goes on and on.
+    Return how many seconds to wait before measuring, so that what a trigger does only once is over.
 
-    The first looks, and with them what a trigger does once, come between one and two intervals after its start.
+    The first poll comes between one and two intervals after a trigger's start.
 
-    :param interval: Seconds between two looks at a job.
+    :param interval: Seconds between two polls of a job.
     """
     return 2 * interval + 1.0
 

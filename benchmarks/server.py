@@ -1,8 +1,8 @@
 """
-A raw HTTP/1.1 server in a process of its own, which answers every look at a job at once.
+A raw HTTP/1.1 server in a process of its own, which responds to every poll of a job at once.
 
-It costs so little that what is measured is the client. ``python -m benchmarks.server`` prints its address; it ends when
-its standard input does.
+It costs so little that the client is what is measured. ``python -m benchmarks.server`` prints its address, and ends
+when its standard input does.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ JOB = json.dumps(
     }
 ).encode()
 
-#: Where a job that is still running is said not to exist: the only kind of waiting that HttpSensorTrigger knows.
+#: Where a job that is still running does not exist (404): HttpSensorTrigger can wait for nothing else.
 ABSENT = b"/api/absent/"
 
 
-def _answer(status: bytes, body: bytes) -> bytes:
+def _response(status: bytes, body: bytes) -> bytes:
     return b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)
 
 
-_RUNNING = _answer(b"200 OK", JOB)
-_ABSENT = _answer(b"404 Not Found", b'{"error": "Not found"}')
+_RUNNING = _response(b"200 OK", JOB)
+_ABSENT = _response(b"404 Not Found", b'{"error": "Not found"}')
 
 
 class _Connection(asyncio.Protocol):
@@ -63,9 +63,9 @@ class _Connection(asyncio.Protocol):
             self._buffer = self._buffer[end + 4 :]
             if self._transport is None:
                 return
-            if path == b"/_seen":
-                seen = json.dumps({"requests": self._requests, "connections": self._connections}).encode()
-                self._transport.write(_answer(b"200 OK", seen))
+            if path == b"/_received":
+                received = json.dumps({"requests": self._requests, "connections": self._connections}).encode()
+                self._transport.write(_response(b"200 OK", received))
                 self._requests.clear()
                 self._connections.clear()
                 continue
@@ -74,9 +74,9 @@ class _Connection(asyncio.Protocol):
 
 
 @dataclass(frozen=True)
-class Seen:
+class Received:
     """
-    What the server has seen since it was last asked, in seconds of the machine's monotonic clock.
+    What the server has received since the last question, in seconds of the machine's monotonic clock.
 
     :param requests: When each request came.
     :param connections: When each connection was made.
@@ -90,7 +90,7 @@ class RawServer:
     """
     The server, in a process of its own for as long as the context lasts.
 
-    :param cpu: The processor that it may use; None for any.
+    :param cpu: The number of the processor that it may use; None for any.
     :param certificate: The certificate (with its key in the same file) to serve https with; None for http.
     """
 
@@ -120,12 +120,12 @@ class RawServer:
     ) -> None:
         self._process.communicate()
 
-    def seen(self) -> Seen:
-        """Return what has come since the last call."""
-        with self._opener.open(f"{self.origin}/_seen", timeout=30) as answer:
-            seen = json.load(answer)
-        # The connections are other people's, but for the one of this very question.
-        return Seen(seen["requests"], seen["connections"][:-1])
+    def take_received(self) -> Received:
+        """Return what was received since the last call."""
+        with self._opener.open(f"{self.origin}/_received", timeout=30) as response:
+            received = json.load(response)
+        # The last connection is the one of this request.
+        return Received(received["requests"], received["connections"][:-1])
 
 
 def pin(cpu: int | None) -> None:

@@ -8,7 +8,7 @@ from statistics import median
 
 
 def say(text: str) -> None:
-    """Print at once, also into a pipe."""
+    """Print, and flush the output, which may be a pipe."""
     print(text, flush=True)
 
 
@@ -18,7 +18,7 @@ def progress(text: str) -> None:
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table in Markdown, which is readable as it stands: the first column to the left, the others right."""
+    """Print a table in Markdown, its columns aligned: the first one to the left, the others to the right."""
     cells = [list(header), *[list(row) for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = ["| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in cells]
@@ -27,11 +27,11 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Return the median, and in brackets the least and the most: how far to trust it."""
+    """Return the median, and in brackets the minimum and the maximum."""
     middle = f"{median(values):.{digits}f}"
     return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 def verdict(target: str, is_met: bool) -> str:
-    """Return a target with how it went."""
+    """Return a target with whether it is met."""
     return f"{'met   ' if is_met else 'MISSED'}  {target}"

@@ -1,10 +1,9 @@
 """
 What a song costs Airflow, made in five ways: ``python -m benchmarks.worker_cost``.
 
-A real Airflow (LocalExecutor, 6 slots, SQLite) makes the same songs by each, one after the other, from a sandbox whose
-limiter allows 8 requests per second and blocks who exceeds that for 6 s, anew with each request made meanwhile. Where
-the machine is fast, the way with Airflow's own HTTP operators does not come through that: ``--rate-limit 0`` shows what
-it costs.
+A real Airflow (LocalExecutor, 6 slots, SQLite) makes the same songs in each way, one way after the other. The sandbox
+allows 8 requests per second. It blocks a key that exceeds this until 6 s have passed without a request. On a fast
+machine the way with Airflow's own HTTP operators never gets out of that block: ``--rate-limit 0`` shows what it costs.
 """
 
 from __future__ import annotations
@@ -26,7 +25,8 @@ import psutil
 
 from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions
 from benchmarks.tables import progress, say, table, verdict
-from dev.local_airflow import FINISHED, LocalAirflow
+from dev.airflow_runner.client import FINISHED
+from dev.airflow_runner.local import LocalAirflow
 
 VARIANTS = {
     "task": "@task: requests, sleep loop",
@@ -44,18 +44,18 @@ WORKER_SIDE = ("scheduler", "triggerer")
 
 @dataclass
 class Cost:
-    """What one way of making the songs took."""
+    """What one way of making the songs cost."""
 
     variant: str
     state: str = "not run"
-    known: int = 0
+    delivered: int = 0
     posts: int = 0
-    refused: int = 0
+    throttled: int = 0
     polls: int = 0
     connections: int = 0
     triggerer_connections: int = 0
     seconds: float = 0.0
-    #: When the last job ended, as seconds after the start: nobody can know all of them sooner.
+    #: When the last job ended, in seconds after the start: no way can have all songs sooner.
     last_job_over: float = 0.0
     cpu: dict[str, float] = field(default_factory=dict)
     #: CPU seconds per second of an Airflow with nothing to do, by process.
@@ -69,7 +69,7 @@ class Cost:
         return sum(self.cpu[name] - self.idle[name] * self.seconds for name in names)
 
 
-class Watch(threading.Thread):
+class ProcessWatch(threading.Thread):
     """Counts the task processes that an Airflow starts and the connections that its triggerer opens to a port."""
 
     def __init__(self, airflow: LocalAirflow, port: int) -> None:
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--job-seconds", type=float, nargs=2, default=JOB_SECONDS, metavar=("SHORTEST", "LONGEST"))
     parser.add_argument("--rate-limit", type=int, default=8, help="requests per second that are allowed; 0 for all")
-    parser.add_argument("--patience", type=float, default=1500.0, help="seconds that one variant may take")
+    parser.add_argument("--timeout", type=float, default=1500.0, help="seconds that one variant may take")
     parser.add_argument("--idle", type=float, default=15.0, help="seconds in which the idle Airflow is measured")
     parser.add_argument("--json", type=Path, help="append the figures to this file, a line of JSON for each variant")
     arguments = parser.parse_args(argv)
@@ -116,14 +116,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.songs,
             (arguments.job_seconds[0], arguments.job_seconds[1]),
             arguments.rate_limit or None,
-            arguments.patience,
+            arguments.timeout,
             arguments.idle,
         )
         costs.append(cost)
         if arguments.json:
             with arguments.json.open("a") as file:
                 file.write(json.dumps(vars(cost)) + "\n")
-        progress(f"{variant}: {cost.state}, {cost.known} songs known after {cost.seconds:.0f} s")
+        progress(f"{variant}: {cost.state}, {cost.delivered} songs delivered after {cost.seconds:.0f} s")
     report(costs, arguments.songs)
     return 0
 
@@ -133,10 +133,10 @@ def measure(
     songs: int,
     job_seconds: tuple[float, float],
     rate_limit: int | None,
-    patience: float,
+    timeout: float,
     idle_seconds: float,
 ) -> Cost:
-    """Make the songs in one way and return what that took."""
+    """Make the songs in one way and return what that cost."""
     cost = Cost(variant)
     dag_id = f"bench_{variant}"
     options = SandboxOptions(
@@ -151,11 +151,11 @@ def measure(
         after = cpu_seconds(airflow)
         cost.idle = {name: (after[name] - before[name]) / idle_seconds for name in after}
         rows, size = database(airflow.home)
-        watch = Watch(airflow, int(sandbox.base_url.split(":")[2].split("/")[0]))
+        watch = ProcessWatch(airflow, int(sandbox.base_url.split(":")[2].split("/")[0]))
         watch.start()
         before, began, began_wall = cpu_seconds(airflow), time.monotonic(), time.time()
         run_id = airflow.trigger(dag_id)
-        while cost.state not in FINISHED and time.monotonic() - began < patience:
+        while cost.state not in FINISHED and time.monotonic() - began < timeout:
             time.sleep(SAMPLE_SECONDS)
             airflow.check()
             cost.state = run_state(airflow.home, run_id)
@@ -168,14 +168,14 @@ def measure(
         rows_after, size_after = database(airflow.home)
         cost.rows, cost.kilobytes = rows_after - rows, (size_after - size) / 1024
         done = [t for t in airflow.task_instances(dag_id, run_id) if t.task_id == "song" and t.state == "success"]
-        cost.known = len(done)
+        cost.delivered = len(done)
         if variant == "batch":
             with suppress(KeyError):
                 results = airflow.xcom(dag_id, run_id, "song")
-                cost.known = sum(result["status"] == "completed" for result in results)
+                cost.delivered = sum(result["status"] == "completed" for result in results)
         requests, jobs = sandbox.requests, sandbox.jobs
         cost.posts = sum(request.method == "POST" and request.status == 202 for request in requests)
-        cost.refused = sum(request.status == 429 for request in requests)
+        cost.throttled = sum(request.status == 429 for request in requests)
         cost.polls = sum(request.method == "GET" for request in requests)
         cost.connections = len({request.connection for request in requests})
         cost.last_job_over = max((job.ends_at for job in jobs.values()), default=began_wall) - began_wall
@@ -184,7 +184,7 @@ def measure(
 
 @contextmanager
 def running_airflow(sandbox: Sandbox, songs: int) -> Iterator[LocalAirflow]:
-    """Run an Airflow that knows the sandbox by its Whisul connection, by an HTTP connection, and by plain variables."""
+    """Run an Airflow that has the sandbox as a Whisul connection, as an HTTP connection, and in plain variables."""
     os.environ["WHISUL_BENCH_SONGS"] = str(songs)
     env = {
         "AIRFLOW_CONN_WHISUL_DEFAULT": sandbox.connection,
@@ -199,19 +199,19 @@ def running_airflow(sandbox: Sandbox, songs: int) -> Iterator[LocalAirflow]:
 
 
 def cpu_seconds(airflow: LocalAirflow) -> dict[str, float]:
-    """Return the CPU seconds so far of each of Airflow's processes with all that it has started, also what is over."""
+    """Return the CPU seconds so far of each of Airflow's processes and of all its children, the ended ones included."""
     totals = {}
     for name in ("scheduler", "triggerer", "api-server", "dag-processor"):
         totals[name] = 0.0
         for pid in airflow.process(name).pids():
             with suppress(psutil.Error):
-                # What a process has reaped is in its children's times.
+                # The times of ended children are in those of their parent.
                 totals[name] += sum(psutil.Process(pid).cpu_times()[:4])
     return totals
 
 
 def database(home: Path) -> tuple[int, int]:
-    """Return how many rows all tables of Airflow's database have, and its size in bytes, the log of writes included."""
+    """Return the number of rows in Airflow's database, and its size in bytes with the write-ahead log."""
     path = home / "airflow.db"
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as connection:
         names = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
@@ -220,7 +220,7 @@ def database(home: Path) -> tuple[int, int]:
 
 
 def run_state(home: Path, run_id: str) -> str:
-    """Return a run's state from Airflow's database: to ask the API server would cost what is measured."""
+    """Return a run's state from Airflow's database, as a request to the API server would add to what is measured."""
     with closing(sqlite3.connect(f"file:{home / 'airflow.db'}?mode=ro", uri=True, timeout=30)) as connection:
         return str(connection.execute("SELECT state FROM dag_run WHERE run_id = ?", (run_id,)).fetchone()[0])
 
@@ -237,15 +237,15 @@ def report(costs: Sequence[Cost], songs: int) -> None:
             "polls",
             "connections",
             "of the triggerer",
-            "all known after",
+            "all delivered after",
             "last job over at",
         ),
         [
             (
                 VARIANTS[cost.variant],
-                str(cost.known),
+                str(cost.delivered),
                 str(cost.posts),
-                str(cost.refused),
+                str(cost.throttled),
                 str(cost.polls),
                 str(cost.connections),
                 str(cost.triggerer_connections),
@@ -256,7 +256,7 @@ def report(costs: Sequence[Cost], songs: int) -> None:
         ],
     )
     table(
-        "The same: what Airflow pays (CPU seconds; in brackets beyond what an idle Airflow takes)",
+        "The same: what Airflow spends (CPU seconds; in brackets beyond what an idle Airflow takes)",
         ("", "scheduler + workers", "triggerer", "API server", "per song", "task processes", "rows added", "database"),
         [
             (
@@ -277,12 +277,12 @@ def report(costs: Sequence[Cost], songs: int) -> None:
         if name not in by_variant:
             continue
         cost = by_variant[name]
-        most_refused = 5 if name == "batch" else 20
+        max_throttled = 5 if name == "batch" else 20
         say(f"Targets, {VARIANTS[name]}:")
-        say(verdict(f"every song known: {cost.known}", cost.known == songs))
+        say(verdict(f"every song delivered: {cost.delivered}", cost.delivered == songs))
         say(verdict(f"a POST per song: {cost.posts}", cost.posts == songs))
-        say(verdict(f"all known <= 150 s: {cost.seconds:.0f} s", cost.state == "success" and cost.seconds <= 150))
-        say(verdict(f"429s <= {most_refused}: {cost.refused}", cost.refused <= most_refused))
+        say(verdict(f"all delivered <= 150 s: {cost.seconds:.0f} s", cost.state == "success" and cost.seconds <= 150))
+        say(verdict(f"429s <= {max_throttled}: {cost.throttled}", cost.throttled <= max_throttled))
         say(verdict(f"triggerer's connections <= 10: {cost.triggerer_connections}", cost.triggerer_connections <= 10))
         if "http" in by_variant:
             part = cost.work(*WORKER_SIDE, "api-server") / by_variant["http"].work(*WORKER_SIDE, "api-server")
@@ -292,7 +292,7 @@ def report(costs: Sequence[Cost], songs: int) -> None:
 
 
 def stop(signum: int, frame: object) -> None:
-    """End as after Ctrl-C, so that every process that was started is stopped."""
+    """End as after Ctrl-C, so that every process is stopped."""
     raise KeyboardInterrupt
 
 

@@ -8,16 +8,17 @@ import sys
 import time
 
 from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions
-from dev.demo import DAG_ID, EXAMPLE_DAGS, JOB_SECONDS, SONGS_FOLDER, keep_in, run, say, tracks_tab
-from dev.local_airflow import LocalAirflow, free_port, is_free
+from dev.airflow_runner.local import LocalAirflow
+from dev.airflow_runner.processes import free_port, is_free
+from dev.demo import DAG_ID, EXAMPLE_DAGS, JOB_SECONDS, SONGS_FOLDER, run, say, songs_folder_variable, tracks_tab
 
 UI_PORT = 8080
 
 
 def main() -> int:
-    """Serve until interrupted."""
+    """Run Airflow and the sandbox until Ctrl-C."""
     if os.environ.get("WHISUL_API_KEY"):
-        say("WHISUL_API_KEY is set, but not used here: everything goes to the sandbox.")
+        say("WHISUL_API_KEY is set, but not used here: all requests go to the sandbox.")
     port = UI_PORT
     if not is_free(port):
         port = free_port()
@@ -25,7 +26,7 @@ def main() -> int:
     options = SandboxOptions(api_key=secrets.token_hex(16), job_seconds=JOB_SECONDS)
     with Sandbox(options) as sandbox:
         say("Starting Airflow on SQLite (scheduler, triggerer, API server) …")
-        env = {"AIRFLOW_CONN_WHISUL_DEFAULT": sandbox.connection, **keep_in(SONGS_FOLDER)}
+        env = {"AIRFLOW_CONN_WHISUL_DEFAULT": sandbox.connection, **songs_folder_variable(SONGS_FOLDER)}
         with LocalAirflow(EXAMPLE_DAGS, env=env, port=port) as airflow:
             airflow.wait_for_dags(DAG_ID, "whisul_nightly_songs", "whisul_one_song", "whisul_retry_failed_song")
             airflow.unpause("whisul_nightly_songs")
@@ -37,8 +38,8 @@ def main() -> int:
                 f"The sandbox:    {sandbox.base_url}\n"
                 f"Tracks tab:     {tracks_tab(airflow, run_id)}\n"
                 f"Files:          {SONGS_FOLDER}\n\n"
-                "Four of the example DAGs are running; start more runs in the UI. Ctrl-C stops everything and forgets\n"
-                "all but the files."
+                "Four of the example DAGs are running; start more runs in the UI. Ctrl-C stops everything. Only\n"
+                "the files are kept."
             )
             while True:
                 airflow.check()

@@ -1,6 +1,7 @@
-"""`make demo`: an example DAG on a real Airflow, from its prompts to songs in a folder and in Airflow's UI.
+"""
+``make demo``: an example DAG on a real Airflow, from its prompts to songs in a folder and in Airflow's UI.
 
-Plays against the sandbox, which costs nothing. With WHISUL_API_KEY set it makes real songs at Whisul instead.
+It uses the sandbox, which costs nothing. With WHISUL_API_KEY set it makes real songs at Whisul instead.
 """
 
 from __future__ import annotations
@@ -20,28 +21,30 @@ from typing import Any
 from urllib.parse import quote
 
 from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions
-from dev.local_airflow import LocalAirflow, LocalAirflowError, TaskInstance, tail
+from dev.airflow_runner.client import TaskInstance
+from dev.airflow_runner.local import LocalAirflow
+from dev.airflow_runner.processes import LocalAirflowError, tail
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 EXAMPLE_DAGS = CHECKOUT / "example_dags"
 SONGS_FOLDER = CHECKOUT / "demo-songs"
 DAG_ID = "whisul_keep_songs"
-# As long as it takes to see it wait.
+# Long enough to see the tasks wait.
 JOB_SECONDS = (8.0, 20.0)
 SANDBOX_TIMEOUT = 300.0
 REAL_TIMEOUT = 3900.0
-# Time for a Ctrl-C before anything is paid for.
+# Time for a Ctrl-C before the first song is paid for.
 GRACE_SECONDS = 5
 
 STATES = {
-    "scheduled": "is next",
+    "scheduled": "is scheduled",
     "queued": "waits for a worker",
     "running": "runs on a worker",
     "deferred": "waits in the triggerer",
     "success": "done",
     "failed": "FAILED",
-    "up_for_retry": "failed, will be tried again",
-    "upstream_failed": "cannot run: what it needs has failed",
+    "up_for_retry": "failed, will be retried",
+    "upstream_failed": "cannot run: an upstream task failed",
 }
 
 
@@ -51,7 +54,7 @@ def main() -> int:
     with backend(prompts) as (connection, timeout):
         say("Starting Airflow on SQLite (scheduler, triggerer, API server) …")
         started = time.monotonic()
-        env = {"AIRFLOW_CONN_WHISUL_DEFAULT": connection, **keep_in(SONGS_FOLDER)}
+        env = {"AIRFLOW_CONN_WHISUL_DEFAULT": connection, **songs_folder_variable(SONGS_FOLDER)}
         with LocalAirflow(EXAMPLE_DAGS, env=env) as airflow:
             say(f"Airflow {airflow.airflow_version} is up after {time.monotonic() - started:.0f} s.")
             airflow.wait_for_dags(DAG_ID)
@@ -77,23 +80,29 @@ def main() -> int:
                 f"Tracks tab:    {tracks_tab(airflow, run_id)}"
             )
             if sys.stdin.isatty():
-                input("\nAirflow and the songs stay up to be looked at in a browser, until you press Enter. ")
-    say("Everything that was started is stopped again; the files are kept. To look around in the UI: make airflow")
+                input("\nAirflow and the sandbox run until you press Enter: open the Tracks tab in a browser. ")
+    say("All processes are stopped, and the files are kept. To use the UI: make airflow")
     return 0
 
 
-def keep_in(folder: Path) -> dict[str, str]:
-    """What tells the example to land its songs in a folder of this machine."""
+def songs_folder_variable(folder: Path) -> dict[str, str]:
+    """Return the environment variable by which the example DAG stores its songs in a folder of this machine."""
     return {"AIRFLOW_VAR_WHISUL_SONGS_FOLDER": f"file://{folder}"}
 
 
 def tracks_tab(airflow: LocalAirflow, run_id: str) -> str:
-    """The address of the tab with the songs of a run."""
+    """Return the URL of the Tracks tab of a run."""
     return f"{airflow.ui_url}/dags/{DAG_ID}/runs/{quote(run_id, safe='')}/plugin/whisul-tracks"
 
 
 def read_prompts(dag_file: Path) -> list[str]:
-    """The prompts of the example, without importing Airflow, which would make itself at home in the user's home."""
+    """
+    Return the prompts of an example DAG.
+
+    The file is parsed and not imported: to import Airflow would make files in the user's home directory.
+
+    :raises ValueError: The file has no ``PROMPTS``.
+    """
     for node in ast.parse(dag_file.read_text()).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PROMPTS":
             return [str(prompt) for prompt in ast.literal_eval(node.value)]
@@ -102,7 +111,7 @@ def read_prompts(dag_file: Path) -> list[str]:
 
 @contextmanager
 def backend(prompts: Sequence[str]) -> Iterator[tuple[str, float]]:
-    """Whisul or its sandbox: the Airflow connection to it as JSON, and the seconds that the run may take."""
+    """Yield the Airflow connection to Whisul or to the sandbox, as JSON, and the seconds that the run may take."""
     key = os.environ.get("WHISUL_API_KEY", "").strip()
     if not key:
         with Sandbox(SandboxOptions(api_key=secrets.token_hex(16), job_seconds=JOB_SECONDS)) as sandbox:
@@ -118,7 +127,7 @@ def backend(prompts: Sequence[str]) -> Iterator[tuple[str, float]]:
 
 
 class Progress:
-    """Prints a line whenever a task has come to another state."""
+    """Prints a line whenever the state of a task has changed."""
 
     def __init__(self, prompts: Sequence[str]) -> None:
         self._prompts = prompts
@@ -127,17 +136,17 @@ class Progress:
 
     def __call__(self, tasks: list[TaskInstance]) -> None:
         for task in tasks:
-            where = (task.task_id, task.map_index)
-            if task.state is None or self._states.get(where) == task.state:
+            key = (task.task_id, task.map_index)
+            if task.state is None or self._states.get(key) == task.state:
                 continue
-            self._states[where] = task.state
-            what = shorten(self._prompts[task.map_index], 40) if task.map_index >= 0 else ""
-            words = STATES.get(task.state, task.state)
-            say(f"{time.monotonic() - self._started:4.0f} s  {task.task_id:<6}  {what:<40}  {words}".rstrip())
+            self._states[key] = task.state
+            prompt = shorten(self._prompts[task.map_index], 40) if task.map_index >= 0 else ""
+            state = STATES.get(task.state, task.state)
+            say(f"{time.monotonic() - self._started:4.0f} s  {task.task_id:<6}  {prompt:<40}  {state}".rstrip())
 
 
 def table(songs: Sequence[dict[str, Any]]) -> str:
-    """The songs as a table."""
+    """Return the songs as a table."""
     rows = [("PROMPT", "TITLE", "BPM", "LENGTH", "URL")]
     rows += [
         (
@@ -156,18 +165,18 @@ def table(songs: Sequence[dict[str, Any]]) -> str:
 
 
 def length(seconds: float | None) -> str:
-    """``m:ss``, or a dash where the API told none."""
+    """Return a duration as ``m:ss``; a dash where the API gave none."""
     return "-" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
 def shorten(value: object, width: int) -> str:
-    """A value from outside as one line of a terminal, which must not obey what stands in it."""
+    """Return a value of the API as one line, without control characters that a terminal would obey."""
     text = "-" if value is None else "".join(char if char.isprintable() else " " for char in str(value))
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def explain(airflow: LocalAirflow, run_id: str, tasks: Sequence[TaskInstance]) -> None:
-    """Print what has failed, and the end of the log of the first one: the others mostly say the same."""
+    """Print which tasks failed, and the end of the log of the first one. The other logs mostly say the same."""
     failed = [task for task in tasks if task.state == "failed"]
     for task in failed[:1]:
         log = airflow.task_log(DAG_ID, run_id, task.task_id, task.map_index, task.try_number)
@@ -176,25 +185,25 @@ def explain(airflow: LocalAirflow, run_id: str, tasks: Sequence[TaskInstance]) -
 
 
 def say(text: str, to: Any = None) -> None:
-    """Print at once, also into a pipe."""
+    """Print, and flush the output, which may be a pipe."""
     print(text, file=to or sys.stdout, flush=True)
 
 
 def stop_once(signum: int, frame: FrameType | None) -> None:
-    """Stop, and be deaf to a second Ctrl-C, which would leave processes behind."""
+    """Stop, and ignore a second Ctrl-C, which would leave processes behind."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def run(command: Any) -> int:
-    """Run a command that starts processes, so that no end of ours leaves one behind. Returns the exit status."""
+    """Run a command that starts processes, so that no signal leaves one behind. Return the exit status."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, stop_once)
     try:
         return int(command())
     except KeyboardInterrupt:
-        say("\nStopped, and everything that was started with it.", sys.stderr)
+        say("\nStopped, and all processes with it.", sys.stderr)
         return 130
     except LocalAirflowError as error:
         say(f"\n{error}", sys.stderr)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs this checkout, one exact Airflow and the test tools into a virtual environment of their own.
-# usage: dev/make_venv.sh AIRFLOW_VERSION DIRECTORY      PYTHON=python3.12 dev/make_venv.sh …
+# usage: dev/make_venv.sh AIRFLOW_VERSION DIRECTORY      PYTHON=/path/to/python3.12 dev/make_venv.sh …
 set -euo pipefail
 cd "$(dirname "$0")/.."
 version=$1
@@ -12,31 +12,26 @@ constraints=constraints/airflow-$version.txt
 unset PYTHONDONTWRITEBYTECODE
 
 case $version in
-    2.* | 3.0.*) too_new=13 ;; # these two refuse Python 3.13
-    3.1.*) too_new=14 ;;
-    *) too_new=15 ;;
+    2.* | 3.0.*) newest=12 ;; # these two refuse Python 3.13
+    3.1.*) newest=13 ;;
+    *) newest=14 ;;
 esac
-range="3.11 to 3.$((too_new - 1))"
-is_usable() {
-    "$1" -c "import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] < (3, $too_new))" 2> /dev/null
-}
-has_venv() { "$1" -c "import venv, ensurepip" 2> /dev/null; }
 
-if [ -n "${PYTHON:-}" ]; then
-    is_usable "$PYTHON" || { echo "PYTHON=$PYTHON is not a Python $range, which Airflow $version needs." >&2; exit 2; }
-else
-    for candidate in python3 python3.12 python3.11 python3.13 python3.14 python; do
-        if is_usable "$candidate" && has_venv "$candidate"; then PYTHON=$candidate; break; fi
-        if [ -z "${without_venv:-}" ] && is_usable "$candidate"; then without_venv=$candidate; fi
+if [ -z "${PYTHON:-}" ]; then
+    # The oldest one first: a provider must not use what only a newer one has.
+    for minor in $(seq 11 "$newest"); do
+        if PYTHON=$(dev/find_python.sh "3.$minor"); then break; fi
     done
-    PYTHON=${PYTHON:-${without_venv:-}}
     if [ -z "$PYTHON" ]; then
-        echo "Airflow $version needs Python $range, and there is none on the PATH." >&2
+        echo "Airflow $version needs Python 3.11 to 3.$newest, and there is none on the PATH or in pyenv." >&2
         echo "Install one, or name it: make PYTHON=/path/to/python3.12 …" >&2
         exit 2
     fi
+elif ! "$PYTHON" -c "import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] <= (3, $newest))" 2> /dev/null; then
+    echo "PYTHON=$PYTHON is not a Python 3.11 to 3.$newest, which Airflow $version needs." >&2
+    exit 2
 fi
-if ! has_venv "$PYTHON"; then
+if ! "$PYTHON" -c "import venv, ensurepip" 2> /dev/null; then
     echo "$PYTHON has no venv module. On Debian and Ubuntu: apt-get install python3-venv" >&2
     exit 2
 fi

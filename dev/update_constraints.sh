@@ -19,14 +19,23 @@ trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/venv"
 "$work/venv/bin/pip" install --quiet uv
 
+compile() { # PYTHON_VERSION OUTPUT [OPTION ...]
+    "$work/venv/bin/uv" pip compile --quiet --python-version "$1" --extra dev --no-header --no-annotate \
+        --no-emit-index-url --no-emit-find-links --no-strip-extras "${@:3}" "$work/requirements.in" pyproject.toml |
+        sed -E 's/\[[^]]*\]//' | grep -E '^[A-Za-z0-9._-]+==[^ ;]+$' > "$2"
+}
+
 # The files there say which Airflows are supported; a new one is added by naming it.
 [ $# -gt 0 ] || set -- $(ls constraints | sed -n 's/^airflow-\(.*\)\.txt$/\1/p')
 for version in "$@"; do
     # What pip builds with: hatchling and editables the checkout, the other two python-nvd3, which Airflow 2 needs.
     printf '%s\n' "apache-airflow==$version" hatchling editables setuptools wheel $(extra_pins "$version") > "$work/requirements.in"
-    "$work/venv/bin/uv" pip compile --quiet --python-version 3.11 --extra dev --no-header --no-annotate \
-        --no-emit-index-url --no-emit-find-links --no-strip-extras "$work/requirements.in" pyproject.toml |
-        sed -E 's/\[[^]]*\]//' | grep -E '^[A-Za-z0-9._-]+==[^ ;]+$' | LC_ALL=C sort -u > "$work/constraints.txt"
-    mv "$work/constraints.txt" "constraints/airflow-$version.txt"
+    compile 3.11 "$work/3.11.txt"
+    # The same versions on the newer Pythons, where some packages need others beside them.
+    newer="3.12 3.13"
+    case $version in 2.* | 3.0.*) newer=3.12 ;; esac
+    for python in $newer; do compile "$python" "$work/$python.txt" --constraint "$work/3.11.txt"; done
+    LC_ALL=C sort -u "$work"/3.1?.txt > "constraints/airflow-$version.txt"
+    rm "$work"/3.1?.txt
     echo "constraints/airflow-$version.txt: $(wc -l < "constraints/airflow-$version.txt") packages"
 done

@@ -1,4 +1,4 @@
-"""Songs that are kept: made, landed in a store of one's own, and announced to whoever waits for them."""
+"""Make songs, store their files, and start another DAG when they are stored."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from airflow.providers.common.compat.sdk import DAG, Asset, task
 
 from airflow_provider_whisul.operators.whisul import WhisulGenerateOperator
-from airflow_provider_whisul.operators.whisul_storage import WhisulToObjectStorageOperator
+from airflow_provider_whisul.transfers.whisul_to_object_storage import WhisulToObjectStorageOperator
 
 PROMPTS = [
     "a sea shanty for a calm night",
@@ -25,12 +25,12 @@ with DAG(
     catchup=False,
     tags=["whisul", "example"],
     doc_md="""
-### Songs that are kept
+### Make and store songs
 
-`song` makes one song per prompt (each costs credits). `keep` fetches audio and cover of those that came out, and lands
-them with their metadata in a folder of the run: that of the Airflow variable `whisul_songs_folder`, such as
-`s3://bucket/songs`, or else one of the worker's own. Last of all it writes `manifest.json` there, and announces the
-songs as the asset `whisul://kept-songs`.
+`song` makes one song per prompt (each costs credits). `keep` downloads the audio and cover of each song that completed,
+and stores them with the song's metadata in a folder of the run. The Airflow variable `whisul_songs_folder` names the
+folder above it, such as `s3://bucket/songs`; the default is a temporary folder of the worker. Last of all `keep` writes
+`manifest.json`, and updates the asset `whisul://kept-songs`.
 """,
 ) as dag:
     songs = WhisulGenerateOperator.partial(
@@ -44,10 +44,10 @@ songs as the asset `whisul://kept-songs`.
         songs=songs.output,
         destination="{{ var.value.get('whisul_songs_folder', 'file:///tmp/whisul-songs') }}/{{ run_id }}",
         outlets=[KEPT],
-        # A song that failed does not keep the others from being kept.
+        # A song that failed does not prevent the others from being stored.
         trigger_rule="all_done",
         retries=2,
-        doc_md="Lands the songs in a folder, and returns its manifest.",
+        doc_md="Stores the songs in a folder, and returns the manifest.",
     )
 
 with DAG(
@@ -57,15 +57,15 @@ with DAG(
     catchup=False,
     tags=["whisul", "example"],
     doc_md="""
-### When songs are kept
+### When songs are stored
 
-Starts when `whisul_keep_songs` has kept its songs, and reads from the asset's event where they are.
+Starts when `whisul_keep_songs` has stored its songs, and reads from the asset's event where they are.
 """,
 ) as told:
 
-    @task(inlets=[KEPT], doc_md="Says which songs there are, and where.")
+    @task(inlets=[KEPT], doc_md="Prints which songs were stored, and where.")
     def tell(inlet_events: Any = None) -> dict[str, Any]:
-        """Return what the latest event says."""
+        """Return the extra of the latest asset event."""
         kept = inlet_events[KEPT][-1].extra
         print(f"{kept['count']} songs in {kept['destination']}: {', '.join(kept['titles'])}")  # noqa: T201
         return dict(kept)

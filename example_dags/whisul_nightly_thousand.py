@@ -1,4 +1,4 @@
-"""A thousand songs a night from one task: submitted at the account's pace, and waited for by one trigger."""
+"""A thousand songs a night from one task: submitted as fast as the account allows, and waited for by one trigger."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ with DAG(
     doc_md="""
 ### A thousand songs of the night
 
-`prompts` makes the prompts, `songs` makes the songs: it submits them one after the other at the pace that the account
-allows, waits for all of them in the triggerer, and returns a list of `prompt, job_id, status, track, error` in the
+`prompts` makes the prompts, `songs` makes the songs: it submits them one after the other, as fast as the account
+allows, waits for all of them in the triggerer, and returns a list of `prompt, job_id, status, song, error` in the
 prompts' order. Each song costs credits: set the Airflow variable `whisul_songs_a_night` to try it out with fewer.
 
 Up to 20 songs may fail without failing the task. Where more do, a retry submits only those again.

@@ -19,17 +19,26 @@ os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
 
 from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions  # noqa: E402
-from tests.support import FakeClock  # noqa: E402
+from tests.support.clock import FakeClock  # noqa: E402
+from tests.support.markers import markers_of  # noqa: E402
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests before pytest selects by marker."""
+    for item in items:
+        for marker in markers_of(item.path):
+            item.add_marker(marker)
 
 
 @pytest.fixture(autouse=True)
 def _no_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the machine's own proxies, CAs, .netrc and what was learnt of rate limits out of the tests."""
+    """Keep the machine's own proxies, CAs, .netrc and rate limiter files out of the tests."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "requests_ca_bundle", "curl_ca_bundle"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    # What one test learns of a rate limit is no other's business, and no other time's.
+    # Here the rate limiters keep what they have learnt: no test must learn from another one.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("tmp")))
 
 
@@ -47,7 +56,7 @@ def start_sandbox(monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> Iterator
         options = {"api_key": "secret-sandbox-key", "job_seconds": (60.0, 60.0), **options}
         sandbox = Sandbox(SandboxOptions(**options), clock=clock.time)
         started.append(sandbox.__enter__())
-        # At full pace: what the pace is has tests of its own.
+        # A rate limit that delays nothing. The rate limiter has tests of its own.
         extra = {"extra": {"max_requests_per_second": 1e6}}
         monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", json.dumps({**json.loads(sandbox.connection), **extra}))
         return sandbox
@@ -65,7 +74,7 @@ def sandbox(start_sandbox: Callable[..., Sandbox]) -> Sandbox:
 
 @pytest.fixture
 def make_songs(sandbox: Sandbox, clock: FakeClock) -> Callable[..., list[dict[str, Any]]]:
-    """Have the sandbox make songs, and return them as the operators do."""
+    """Submit prompts to the sandbox, and return the completed songs as the operators do."""
 
     def make_songs(*prompts: str) -> list[dict[str, Any]]:
         from airflow_provider_whisul.hooks.whisul import WhisulHook
@@ -73,14 +82,14 @@ def make_songs(sandbox: Sandbox, clock: FakeClock) -> Callable[..., list[dict[st
         hook = WhisulHook(clock=clock.clock)
         job_ids = [hook.generate(prompt) for prompt in prompts]
         clock.now += 100
-        return [dict(hook.get_job(job_id).song()) for job_id in job_ids]
+        return [dict(hook.get_job(job_id).song) for job_id in job_ids]
 
     return make_songs
 
 
 @pytest.fixture
-def start_landing(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Land songs in another process."""
+def start_transfer(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Run the transfer operator in another process, which a test may kill, limit or measure."""
     started: list[subprocess.Popen[str]] = []
 
     def start(**arguments: Any) -> subprocess.Popen[str]:
@@ -88,7 +97,7 @@ def start_landing(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str
         file.write_text(json.dumps(arguments))
         temporary = tmp_path / "tmp"
         temporary.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "tests.land_songs", str(file)]
+        command = [sys.executable, "-m", "tests.integration.storage.store_in_process", str(file)]
         process = subprocess.Popen(
             command,
             cwd=Path(__file__).resolve().parents[1],

@@ -1,15 +1,16 @@
 """
 The client of the Whisul API for workers, on requests.
 
-It only sends and receives. What a request looks like and what an answer means is in :mod:`airflow_provider_whisul.api`,
-how long to wait in :mod:`airflow_provider_whisul.pace`, when to look at a job again in
-:mod:`airflow_provider_whisul.watch`.
+It sends and receives. What a request looks like and what a response means is in
+:mod:`airflow_provider_whisul.api.messages`, when a request may be sent in :mod:`airflow_provider_whisul.rate_limit`,
+when to poll a job again in :mod:`airflow_provider_whisul.polling`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,25 +21,23 @@ from airflow.providers.common.compat.sdk import BaseHook
 from requests.auth import AuthBase
 
 from airflow_provider_whisul import metrics
-from airflow_provider_whisul.account import DEFAULT_CONN_ID, WhisulAccount
-from airflow_provider_whisul.account_pace import AccountPace
-from airflow_provider_whisul.api import (
+from airflow_provider_whisul.api.connection import DEFAULT_CONN_ID, ConnectionSettings
+from airflow_provider_whisul.api.messages import (
     HEADERS,
     MAX_BODY_BYTES,
     NO_SUCH_JOB_ID,
-    Answer,
     Request,
-    WhisulJob,
+    Response,
+    connection_error,
     generate_request,
+    is_retryable,
     job_request,
-    may_send_again,
-    no_answer,
-    quote,
+    may_have_been_accepted,
     read_job,
     read_submission,
-    submission_lost,
 )
-from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock, utc
+from airflow_provider_whisul.api.models import PollResult, WhisulJob
+from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_whisul.exceptions import (
     WhisulAmbiguousSubmitError,
     WhisulError,
@@ -46,17 +45,16 @@ from airflow_provider_whisul.exceptions import (
     WhisulRateLimitError,
 )
 from airflow_provider_whisul.get_provider_info import CONN_FIELDS, UI_FIELD_BEHAVIOUR
-from airflow_provider_whisul.pace import (
+from airflow_provider_whisul.polling import (
     DEFAULT_POLL_INTERVAL,
     DEFAULT_TIMEOUT,
-    MAX_ATTEMPTS,
-    MAX_WORKER_WAIT,
+    JobPoller,
     check_poll_interval,
     check_timeout,
-    retry_wait,
 )
-from airflow_provider_whisul.shared_pace import SharedPace
-from airflow_provider_whisul.watch import JobWatch
+from airflow_provider_whisul.rate_limit.backoff import MAX_ATTEMPTS, MAX_WORKER_WAIT, transient_delay
+from airflow_provider_whisul.rate_limit.shared_rate_limiter import SharedRateLimiter
+from airflow_provider_whisul.text import quote
 
 if TYPE_CHECKING:
     from wtforms import Field
@@ -66,10 +64,7 @@ T = TypeVar("T")
 #: Seconds after which a connection that was kept alive is not trusted with a submission. Some servers keep it for 5.
 IDLE_SECONDS = 3.0
 
-#: Seconds after which who waits for its turn looks again whether it has come.
-LOOK_AGAIN_AFTER = 1.0
-
-#: What can only happen while a connection is being made, before a request goes out on it.
+#: The client's errors that only happen while a connection is made, before a request is sent on it.
 _NEVER_SENT = (
     urllib3.exceptions.ConnectTimeoutError,
     urllib3.exceptions.NewConnectionError,
@@ -81,13 +76,14 @@ class WhisulHook(BaseHook):
     """
     Talks to Whisul from a worker, on requests.
 
-    Every request is retried as the API's documentation asks, with each wait in the log: after a 429 along the ladder
-    of 5, 10, 20, 40, 60 s or ``Retry-After`` where longer, a look at a job also after 10 to 30 s when the answer was a
-    5xx or the connection broke. A submission is never sent again when it may have arrived. All hooks of one account on
-    one machine ask at one pace, and while the key is blocked one of them probes.
+    A request is retried as the API's documentation asks (page guides/error-handling), with each wait in the log: after
+    a 429 by the backoff schedule of 5, 10, 20, 40, 60 s or ``Retry-After`` where longer; a poll also after 10 to 30 s
+    where the response was a 5xx or the connection broke. A submission that may have arrived is never sent again. All
+    hooks with one API key, of one user on one machine, share one rate limiter. While the key is blocked one of them
+    probes.
 
     :param whisul_conn_id: The Airflow connection that holds the API key.
-    :param clock: The time, and how to wait; for tests.
+    :param clock: Time, sleep and jitter; for tests.
     """
 
     conn_name_attr = "whisul_conn_id"
@@ -99,12 +95,11 @@ class WhisulHook(BaseHook):
         super().__init__()
         self.whisul_conn_id = whisul_conn_id
         self.clock = clock
-        self._last_answer_at = 0.0
-        self._busy_since = self._busy_until = 0.0
+        self._last_response_at = 0.0
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Field]:
-        """Return the connection form's own fields, for an Airflow whose UI asks the hook (before 3.2)."""
+        """Return the provider's own fields of the connection form, for Airflow before 3.2."""
         from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
         from wtforms import StringField
 
@@ -115,18 +110,18 @@ class WhisulHook(BaseHook):
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, object]:
-        """Return how the connection form names and hides its fields, for an Airflow whose UI asks the hook."""
+        """Return how the connection form labels and hides its fields, for Airflow before 3.2."""
         return {key.replace("-", "_"): value for key, value in UI_FIELD_BEHAVIOUR.items()}
 
     @cached_property
-    def account(self) -> WhisulAccount:
+    def settings(self) -> ConnectionSettings:
         """
-        What the Airflow connection says, looked up at first use.
+        The settings in the Airflow connection, looked up at first use.
 
-        :raises WhisulConfigurationError: It cannot be used.
+        :raises WhisulConfigurationError: The connection cannot be used.
         """
         connection = self.get_connection(self.whisul_conn_id)
-        return WhisulAccount.from_connection(
+        return ConnectionSettings.from_connection(
             self.whisul_conn_id,
             host=connection.host,
             schema=connection.schema,
@@ -135,45 +130,33 @@ class WhisulHook(BaseHook):
             extra=connection.extra_dejson,
         )
 
-    def wait_for_turn(self) -> None:
-        """
-        Wait until the account's pace would let a request go; :meth:`generate` waits for that too.
-
-        Whoever notes that a submission is about to go does so only then: a task that is killed in a long wait has
-        certainly sent nothing.
-
-        :raises WhisulRateLimitError: That would take more than ten minutes. Nothing was sent.
-        """
-        self._when_free(MAX_WORKER_WAIT, lambda pace, now: None)
-
-    def generate(self, prompt: str) -> str:
+    def generate(self, prompt: str, *, before_send: Callable[[], None] | None = None) -> str:
         """
         Submit a prompt. This costs credits (page api-reference/compose).
 
-        It is sent again only after a 429, or where it certainly never left this machine.
+        The request is sent again only after a 429, or where it certainly never left this machine.
 
-        :param prompt: What the song should be, in plain language.
-        :return: The id of the job.
+        :param prompt: The description of the song, in plain language.
+        :param before_send: Called once, when the rate limiter has permitted the request and just before it is sent. A
+            task that is killed before that has certainly submitted nothing. What it raises stops the submission.
+        :return: The job's id.
         :raises WhisulInvalidInputError: The prompt is empty or no string, or Whisul refused it (400).
-        :raises WhisulUnauthorizedError: The key is not accepted.
-        :raises WhisulRateLimitError: Still too many requests after six attempts, or ten minutes of waiting.
-        :raises WhisulConnectionError: It could not be sent in six attempts.
-        :raises WhisulAmbiguousSubmitError: No answer, a 5xx or an unreadable 202: the job may exist.
-        :raises WhisulResponseError: Another answer that is not documented; no job was made.
+        :raises WhisulUnauthorizedError: The key is not accepted (401, 403).
+        :raises WhisulRateLimitError: A 429 in the sixth attempt, or the rate limiter permits no request in ten minutes.
+        :raises WhisulConnectionError: The request could not be sent in six attempts.
+        :raises WhisulAmbiguousSubmitError: No response, a 5xx, or a 2xx without a readable id: the job may exist.
+        :raises WhisulResponseError: Another response that is not documented; no job was made.
         """
-        request = generate_request(prompt)
 
-        def submit() -> str:
-            answer = self._send(request, MAX_WORKER_WAIT)
-            if answer.status == 400:
-                said = quote(answer.text())
-                self.log.error("Whisul's answer to the refused request: %s", said)
-            return read_submission(answer)
+        def read(response: Response) -> str:
+            if response.status == 400:
+                self.log.error("Whisul's response to the refused request: %s", quote(response.text()))
+            return read_submission(response)
 
         try:
-            job_id = self._with_retries(request, submit)
+            job_id = self._send(generate_request(prompt), read, before_send=before_send)
         except WhisulError as error:
-            if submission_lost(error):
+            if may_have_been_accepted(error):
                 raise WhisulAmbiguousSubmitError(
                     f"{error} So the prompt may have become a job and may have been paid for. The API cannot tell, so "
                     "it is not sent again here: look at your Whisul dashboard if in doubt.",
@@ -183,35 +166,35 @@ class WhisulHook(BaseHook):
         metrics.submitted()
         return job_id
 
-    def get_job(self, job_id: str, *, retry: bool = True, patience: float | None = None) -> WhisulJob:
+    def get_job(self, job_id: str, *, retry: bool = True, max_wait: float | None = None) -> WhisulJob:
         """
-        Look at a job (pages api-reference/get-job and api-reference/job-status).
+        Poll a job once (pages api-reference/get-job and api-reference/job-status).
 
-        :param job_id: Its id, as :meth:`generate` returned it.
-        :param retry: Whether to live through what is transient, waiting in this process.
-        :param patience: Seconds to wait at the most until the account's pace lets the look go, where ``retry`` is
-            false; None for as many as one request may take.
-        :return: The job as it stands.
-        :raises WhisulInvalidInputError: That cannot be a job's id; nothing was sent.
-        :raises WhisulJobNotFoundError: There is no such job, or no longer.
-        :raises WhisulUnauthorizedError: The key is not accepted.
-        :raises WhisulRateLimitError: Too many requests, still so after six attempts, or ten minutes of waiting.
-        :raises WhisulServerError: A 5xx, likewise.
-        :raises WhisulConnectionError: No answer, likewise.
-        :raises WhisulResponseError: An answer that is not the documented one, likewise.
+        :param job_id: The job's id, as :meth:`generate` returned it.
+        :param retry: Whether to retry transient errors, waiting in this process, for ten minutes at most.
+        :param max_wait: Seconds to wait for the rate limiter at most, where ``retry`` is false; None for as many as one
+            request may take.
+        :return: The job as it is now.
+        :raises WhisulInvalidInputError: The id cannot be a job's; nothing was sent.
+        :raises WhisulJobNotFoundError: There is no such job, or no longer (404).
+        :raises WhisulUnauthorizedError: The key is not accepted (401, 403).
+        :raises WhisulRateLimitError: Too many requests: the sixth 429, or the rate limiter permits no request in time.
+        :raises WhisulServerError: A 5xx, in the sixth attempt.
+        :raises WhisulConnectionError: No response, in the sixth attempt.
+        :raises WhisulResponseError: A response that is not documented, in the sixth attempt.
         """
         request = job_request(job_id)
 
+        def read(response: Response) -> WhisulJob:
+            return read_job(response, job_id)
+
         if retry:
-            patience = MAX_WORKER_WAIT
-        elif patience is None:
-            patience = self.account.timeout
-
-        def look() -> WhisulJob:
-            return read_job(self._send(request, patience), job_id)
-
-        job = self._with_retries(request, look, MAX_ATTEMPTS if retry else 1)
-        metrics.seen(job)
+            job = self._send(request, read)
+        else:
+            job = self._send(
+                request, read, attempts=1, max_wait=self.settings.timeout if max_wait is None else max_wait
+            )
+        metrics.polled(job)
         return job
 
     def wait_for_job(
@@ -220,40 +203,41 @@ class WhisulHook(BaseHook):
         poll_interval: float = DEFAULT_POLL_INTERVAL,
         timeout: float = DEFAULT_TIMEOUT,
         submitted_at: float | None = None,
-        seen: WhisulJob | WhisulError | None = None,
+        last_poll: PollResult | None = None,
     ) -> WhisulJob:
         """
-        Wait until a job is completed, looking at it from this process.
+        Wait until a job is completed, polling it from this process.
 
-        :param job_id: Its id.
-        :param poll_interval: Seconds between two looks, at least 5.
-        :param timeout: Seconds to wait at the most.
-        :param submitted_at: When the job was submitted, in Unix seconds, if that is known: for a minute, a job that
-            Whisul does not find is only not there yet.
-        :param seen: What a look that was made this moment has brought, so that the next one waits its turn.
-        :return: The completed job.
+        :param job_id: The job's id.
+        :param poll_interval: Seconds between two polls, at least 5.
+        :param timeout: Seconds to wait at most.
+        :param submitted_at: When the job was submitted, in Unix seconds, None if that is not known. For a minute after
+            it a 404 is tolerated: the job may not be there yet.
+        :param last_poll: The result of a poll that was made just now, so that the next one waits its interval.
+        :return: The completed job. Its ``song`` is a dict, see :class:`~airflow_provider_whisul.api.models.Song`.
         :raises ValueError: The interval is under 5 s, or the timeout no positive number.
         :raises WhisulJobFailedError: The job failed.
-        :raises WhisulJobTimeoutError: It was not over in time. It may still be running.
-        :raises WhisulError: As :meth:`get_job`; what is transient only after many failures in a row.
+        :raises WhisulJobTimeoutError: The job did not end in time. It may still be running.
+        :raises WhisulError: As :meth:`get_job`; a transient error only after 20 of them since the last response.
         """
         poll_interval = check_poll_interval(poll_interval, "poll_interval")
-        watch = JobWatch(job_id, poll_interval, self.clock.time() + check_timeout(timeout), submitted_at)
+        poller = JobPoller(job_id, poll_interval, self.clock.time() + check_timeout(timeout), submitted_at)
+        result = last_poll
         while True:
-            if seen is None:
+            if result is None:
                 try:
-                    seen = self.get_job(job_id, retry=False, patience=max(watch.deadline - self.clock.time(), 0.0))
+                    result = self.get_job(job_id, retry=False, max_wait=max(poller.deadline - self.clock.time(), 0.0))
                 except WhisulError as error:
-                    seen = error
-            wait = watch.after(seen, self.clock.time(), self.clock.random())
-            if wait is None and isinstance(seen, WhisulJob):
-                return seen
-            self.clock.sleep(wait or 0.0)
-            seen = None
+                    result = error
+            delay = poller.next_delay(result, self.clock.time(), self.clock.random())
+            if delay is None and isinstance(result, WhisulJob):
+                return result
+            self.clock.sleep(delay or 0.0)
+            result = None
 
     def test_connection(self) -> tuple[bool, str]:
         """
-        Ask Whisul whether it takes the key, by looking for a job that cannot exist. Costs nothing.
+        Ask Whisul whether it accepts the key, by polling a job that cannot exist. Costs nothing.
 
         :return: Whether it does, and a sentence for the user.
         """
@@ -263,149 +247,114 @@ class WhisulHook(BaseHook):
             return True, "Whisul accepts the API key."
         except WhisulError as error:
             return False, str(error)
-        return False, f"Whisul knows a job that cannot exist at {self.account.base_url}; is this its API?"
+        return False, f"Whisul knows a job that cannot exist at {self.settings.base_url}; is this its API?"
 
     @cached_property
     def _session(self) -> requests.Session:
         session = requests.Session()
         session.headers.update(HEADERS)
-        session.auth = _BearerAuth(self.account.api_key)
-        # A proxy named by the environment is for the way out; it must not get the key of the sandbox's plain http.
-        session.trust_env = not self.account.is_loopback
+        session.auth = _BearerAuth(self.settings.api_key)
+        # A proxy in the environment is for the way out; it must not get the key of the sandbox's plain http.
+        session.trust_env = not self.settings.is_loopback
         return session
 
-    def _with_retries(self, request: Request, attempt: Callable[[], T], attempts: int = MAX_ATTEMPTS) -> T:
-        began = self.clock.time()
+    @cached_property
+    def _rate_limiter(self) -> SharedRateLimiter:
+        return SharedRateLimiter(self.settings, self.clock)
 
-        def wait(state: tenacity.RetryCallState) -> float:
-            error = _error_of(state)
-            if isinstance(error, WhisulRateLimitError):
-                # The account's pace climbs the documented ladder, and each request waits for its turn.
-                return 0.0
-            return retry_wait(error, state.attempt_number, self.clock.random())
+    def _send(
+        self,
+        request: Request,
+        read: Callable[[Response], T],
+        *,
+        attempts: int = MAX_ATTEMPTS,
+        max_wait: float = MAX_WORKER_WAIT,
+        before_send: Callable[[], None] | None = None,
+    ) -> T:
+        """Send a request when the rate limiter permits it, again where that can help, and return what is read of it."""
+        give_up_at = self.clock.time() + max_wait
 
-        def goes_in(state: tenacity.RetryCallState) -> float:
-            return max(state.upcoming_sleep, self._quiet_for())
+        def attempt() -> T:
+            nonlocal before_send
+            request_number = self._rate_limiter.acquire(max(give_up_at - self.clock.time(), 0.0))
+            try:
+                if before_send is not None:
+                    before_send()
+                    before_send = None
+                    while not self._rate_limiter.is_permitted(request_number):
+                        # A block has begun meanwhile. A request during it would prolong it.
+                        request_number = self._rate_limiter.acquire(max(give_up_at - self.clock.time(), 0.0))
+                response = self._exchange(request)
+            except BaseException:
+                self._rate_limiter.on_response(request_number, throttled=None)
+                raise
+            metrics.response(request, response)
+            cooldown = self._rate_limiter.on_response(request_number, response.throttled, response.retry_after)
+            return read(replace(response, cooldown=cooldown))
+
+        def delay(state: tenacity.RetryCallState) -> float:
+            # After a 429 the next attempt waits for the rate limiter.
+            throttled = isinstance(_error_of(state), WhisulRateLimitError)
+            return 0.0 if throttled else transient_delay(self.clock.random())
 
         def give_up(state: tenacity.RetryCallState) -> bool:
-            waited = self.clock.time() - began
-            return state.attempt_number >= attempts or waited + goes_in(state) > MAX_WORKER_WAIT
+            error = _error_of(state)
+            cooldown = (error.cooldown if isinstance(error, WhisulRateLimitError) else None) or 0.0
+            waits_until = self.clock.time() + max(state.upcoming_sleep, cooldown)
+            return state.attempt_number >= attempts or waits_until > give_up_at
 
-        def tell_of_wait(state: tenacity.RetryCallState) -> None:
+        def log_retry(state: tenacity.RetryCallState) -> None:
             self.log.warning(
-                "%s Sending the request again in %.0f s (attempt %d of %d failed).",
+                "%s Sending the request again %s (attempt %d of %d failed).",
                 _error_of(state),
-                goes_in(state),
+                f"in {state.upcoming_sleep:.0f} s" if state.upcoming_sleep else "when the rate limiter permits it",
                 state.attempt_number,
                 attempts,
             )
 
-        retrying = tenacity.Retrying(
+        return tenacity.Retrying(
             retry=tenacity.retry_if_exception(
-                lambda error: isinstance(error, WhisulError) and may_send_again(request, error)
+                lambda error: isinstance(error, WhisulError) and is_retryable(request, error)
             ),
             stop=give_up,
-            wait=wait,
-            before_sleep=tell_of_wait,
+            wait=delay,
+            before_sleep=log_retry,
             sleep=self.clock.sleep,
             reraise=True,
-        )
-        try:
-            return retrying(attempt)
-        except WhisulRateLimitError as error:
-            # Whoever tries again later has to wait out the ladder too, which the answer does not know of.
-            error.retry_after = self._quiet_for()
-            raise
+        )(attempt)
 
-    def _send(self, request: Request, patience: float) -> Answer:
-        account = self.account
-        ticket = self._take_turn(patience)
-        give_up_at = time.monotonic() + account.timeout
-        if request.method == "POST" and self.clock.time() - self._last_answer_at > IDLE_SECONDS:
-            # A submission must not meet a connection that the server is just closing: whether it arrived were unknown.
+    def _exchange(self, request: Request) -> Response:
+        settings = self.settings
+        give_up_at = time.monotonic() + settings.timeout
+        if request.method == "POST" and self.clock.time() - self._last_response_at > IDLE_SECONDS:
+            # A submission must not meet a connection that the server is just closing: nobody could tell if it arrived.
             self._session.close()
         try:
             with self._session.request(
                 request.method,
-                account.base_url + request.path,
+                settings.base_url + request.path,
                 json=request.json,
-                timeout=account.timeout,
-                verify=account.verify,
+                timeout=settings.timeout,
+                verify=settings.verify,
                 allow_redirects=False,
                 stream=True,
             ) as response:
                 body, complete = _read_body(response, give_up_at)
-                self._last_answer_at = self._busy_until = self.clock.time()
-                answer = Answer.received(
+                self._last_response_at = self.clock.time()
+                return Response.from_http(
                     status=response.status_code,
                     headers=response.headers,
                     body=body,
                     complete=complete,
-                    now=self.clock.time(),
-                    api_key=account.api_key,
+                    now=self._last_response_at,
+                    api_key=settings.api_key,
                 )
         except (requests.RequestException, OSError) as error:
-            self._learn(ticket, None)
-            raise no_answer(request, account.base_url, error, _NEVER_SENT) from error
-        metrics.answered(request, answer.status)
-        self._learn(ticket, answer.status == 429, answer.retry_after)
-        return answer
-
-    @cached_property
-    def _pace(self) -> SharedPace:
-        return SharedPace(self.account)
-
-    def _take_turn(self, patience: float) -> int:
-        """Wait as :meth:`_when_free`, and return the ticket of the request that goes now."""
-        return self._when_free(patience, lambda pace, now: pace.sent(now, overdue=now - self._busy_since))
-
-    def _when_free(self, patience: float, use: Callable[[AccountPace, float], T]) -> T:
-        """
-        Wait until the account's pace lets the next request go, and return what is made of that.
-
-        :param patience: Seconds to wait at the most.
-        :param use: Is called with the pace and the time, before anybody else's turn can come.
-        :raises WhisulRateLimitError: That would take longer. Nothing was sent.
-        """
-        came = now = self.clock.time()
-        if came - self._busy_until > IDLE_SECONDS:
-            # A worker asks one thing after the other: since here there has been work without a break.
-            self._busy_since = came
-        while True:
-            with self._pace.held() as pace:
-                at = pace.next_at(now)
-                # A shorter wait is over by the time it has begun.
-                if at - now <= 0.001:
-                    used = use(pace, now)
-                    break
-                probing = pace.probing
-            if (now if probing else at) - came > patience:
-                raise WhisulRateLimitError(
-                    f"Whisul limits the requests of this API key, as this task or another one on this machine has met. "
-                    f"None goes before {utc(at)}, so that the block can end. Nothing was sent now.",
-                    retry_after=at - now,
-                )
-            # Another process may find meanwhile that the block is over.
-            self.clock.sleep(min(at - now, LOOK_AGAIN_AFTER))
-            now = self.clock.time()
-        self._busy_until = now
-        if now > came:
-            metrics.waited(now - came)
-        return used
-
-    def _learn(self, ticket: int, limited: bool | None, retry_after: float | None = None) -> None:
-        with self._pace.held() as pace:
-            pace.answered(self.clock.time(), ticket, limited, retry_after, self.clock.random())
-
-    def _quiet_for(self) -> float:
-        """Return the seconds until the account's pace lets the next request go."""
-        now = self.clock.time()
-        with self._pace.held() as pace:
-            return max(pace.next_at(now) - now, 0.0)
+            raise connection_error(request, settings.base_url, error, _NEVER_SENT) from error
 
 
 class _BearerAuth(AuthBase):
-    """Puts the key into the header. As requests' ``auth`` it also keeps ``.netrc`` from replacing it."""
+    """Puts the key into the header. As requests' ``auth`` it also keeps ``.netrc`` from replacing the key."""
 
     def __init__(self, api_key: str) -> None:
         self._api_key = api_key
@@ -423,7 +372,7 @@ def _error_of(state: tenacity.RetryCallState) -> WhisulError:
 
 
 def _read_body(response: requests.Response, give_up_at: float) -> tuple[bytes, bool]:
-    """Return what comes of a body, and whether that is all: bounded in size, and in time as a whole."""
+    """Return as much of a body as came, bounded in size and time, and whether that is all of it."""
     body = bytearray()
     try:
         while chunk := response.raw.read1(1 << 16, decode_content=True):

@@ -14,16 +14,19 @@ if TYPE_CHECKING:
 
 
 class WhisulSongLink(BaseOperatorLink):
-    """Opens the song that a task has made."""
+    """The button that opens the song of a task."""
 
     name = "Song"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
         """
-        Return the song's URL, or an empty string where there is no song or its URL is none for a browser.
+        Return the URL of the song, or an empty string if there is no song or its URL is not an http(s) URL.
 
-        :param operator: The task; on Airflow 3 the one that has just run.
-        :param ti_key: Which of its instances.
+        On Airflow 2 the web server calls this when a user opens the task's page. On Airflow 3 the worker calls it when
+        the task has run.
+
+        :param operator: The task; on Airflow 3 the object that has just run.
+        :param ti_key: The key of the task instance.
         """
         url = _returned_url(ti_key) if UI_COMPUTES_LINKS else getattr(operator, "song_url", None)
         if not isinstance(url, str):

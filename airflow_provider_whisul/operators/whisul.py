@@ -1,18 +1,16 @@
-"""Making songs."""
+"""Generating one song."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_whisul.account import DEFAULT_CONN_ID
-from airflow_provider_whisul.api import Song, WhisulJob, generate_request
+from airflow_provider_whisul.api.connection import DEFAULT_CONN_ID
+from airflow_provider_whisul.api.models import PollResult, Song, WhisulJob
 from airflow_provider_whisul.clock import utc
-from airflow_provider_whisul.common import WhisulTask
-from airflow_provider_whisul.durable import OnAmbiguousSubmit, SongMemory, Submission, check_on_ambiguous_submit
 from airflow_provider_whisul.exceptions import (
     WhisulAmbiguousSubmitError,
     WhisulAmbiguousSubmitFinalError,
@@ -21,25 +19,27 @@ from airflow_provider_whisul.exceptions import (
     WhisulJobNotFoundError,
 )
 from airflow_provider_whisul.links.whisul import WhisulSongLink
-from airflow_provider_whisul.pace import (
+from airflow_provider_whisul.operators.base import WhisulDeferrableMixin
+from airflow_provider_whisul.polling import (
     DEFAULT_POLL_INTERVAL,
     DEFAULT_TIMEOUT,
-    FIRST_LOOK_PATIENCE,
+    FIRST_POLL_MAX_WAIT,
     FRAMEWORK_TIMEOUT_MARGIN,
     check_poll_interval,
     check_timeout,
-    may_yet_appear,
-    quiet_until,
+    within_not_found_grace,
 )
+from airflow_provider_whisul.rate_limit.backoff import not_before
 from airflow_provider_whisul.retry_policy import set_default_retry_policy
-from airflow_provider_whisul.tracks import show_failure, shows_song
-from airflow_provider_whisul.triggers.whisul import (
-    NOT_CANCELLED,
-    WhisulJobTrigger,
-    deferral_error,
-    song_from_event,
+from airflow_provider_whisul.state.song_state import (
+    OnAmbiguousSubmit,
+    SongState,
+    Submission,
+    check_on_ambiguous_submit,
 )
-from airflow_provider_whisul.version_compat import DEFERRAL_ERRORS, is_of_earlier_try
+from airflow_provider_whisul.tracks.cards import push_failed_card, pushes_card
+from airflow_provider_whisul.triggers.events import deferral_error, song_from_event
+from airflow_provider_whisul.triggers.whisul import NOT_CANCELLED, WhisulJobTrigger
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -51,32 +51,32 @@ _UNTIL_CLEARED = 'Since on_ambiguous_submit is "fail", nothing is submitted unti
 XCOM_JOB_ID = "job_id"
 
 
-class WhisulGenerateOperator(WhisulTask, BaseOperator):
+class WhisulGenerateOperator(WhisulDeferrableMixin, BaseOperator):
     """
     Submits a prompt to Whisul and, if asked to, waits for the song.
 
-    Each submission costs credits. Pushes the XCom ``job_id`` the moment the job exists. From Airflow 3.3 on a later
-    try of the task goes on with the job of an earlier one instead of submitting again.
+    Each submission costs credits. Pushes the XCom ``job_id`` the moment the job exists. From Airflow 3.3 on a later try
+    of the task re-attaches to the job of an earlier one instead of submitting again.
 
-    :param prompt: What the song should be, in plain language (templated).
+    :param prompt: The description of the song, in plain language (templated).
     :param whisul_conn_id: The Airflow connection that holds the API key (templated).
-    :param wait_for_completion: Whether the task is done when the song is, and not already when the job is accepted.
-    :param deferrable: Whether to wait in the triggerer, holding no worker, or else in the worker.
-    :param poll_interval: Seconds (or a ``timedelta``) between two looks at the job, at least 5.
+    :param wait_for_completion: Whether the task waits for the song, or ends when the job is accepted.
+    :param deferrable: Whether to wait in the triggerer, which holds no worker slot, or on the worker.
+    :param poll_interval: Seconds (or a ``timedelta``) between two polls of the job, at least 5.
     :param timeout: Seconds (or a ``timedelta``) that one try waits for the song.
-    :param durable: Whether a later try goes on with the job of an earlier one (Airflow 3.3 and later).
-    :param on_ambiguous_submit: What to do where the answer to a submission was lost, so that the job may exist:
+    :param durable: Whether a later try re-attaches to the job of an earlier one (Airflow 3.3 and later).
+    :param on_ambiguous_submit: What to do where the response to a submission was lost, so that the job may exist:
         ``"retry"`` leaves it to Airflow's retries to submit again, ``"fail"`` ends the task until a user clears it.
-    :return: Without waiting the job's id; waiting, the song: a dict of ``job_id, prompt, title, bpm,
-        duration_seconds, song_url, image_url, tags`` (list)``, started_at, finished_at`` (ISO 8601, UTC).
+    :return: The job's id without ``wait_for_completion``. With it the song: a dict of ``job_id, prompt, title, bpm,
+        duration_seconds, song_url, image_url, tags`` (a list), ``started_at`` and ``finished_at`` (ISO 8601, UTC).
     :raises ValueError: When the DAG file is read: the interval is under 5 s, the timeout not positive, or
         ``on_ambiguous_submit`` another word.
     :raises WhisulInvalidInputError: The prompt is empty or refused; ends the task without a retry.
     :raises WhisulUnauthorizedError: The key is not accepted; likewise.
-    :raises WhisulAmbiguousSubmitError: The answer to the submission was lost.
+    :raises WhisulAmbiguousSubmitError: The response to the submission was lost.
     :raises WhisulJobFailedError: The job failed; a retry of the task makes a new song.
-    :raises WhisulJobTimeoutError: The job was not over in time; it may still be running.
-    :raises WhisulError: Anything else; see :mod:`airflow_provider_whisul.exceptions`.
+    :raises WhisulJobTimeoutError: The job did not end in time; it may still be running.
+    :raises WhisulError: Any other error; see :mod:`airflow_provider_whisul.exceptions`.
     """
 
     template_fields: Sequence[str] = ("prompt", "whisul_conn_id")
@@ -111,25 +111,23 @@ class WhisulGenerateOperator(WhisulTask, BaseOperator):
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
         """Take the arguments that all mapped tasks share."""
-        # So that the UI's rows are told apart by what they make.
+        # The UI's rows are labelled by their prompts.
         kwargs.setdefault("map_index_template", "{{ task.prompt | string | truncate(60) }}")
         return super().partial(**kwargs)
 
-    @shows_song
+    @pushes_card
     def execute(self, context: Context) -> str | Song:
-        """Submit the prompt, or go on with the job that an earlier try submitted."""
-        # Refused before anything else: a prompt that is no text makes no job and leaves no note.
-        generate_request(self.prompt)
-        memory = SongMemory.of(context, self.prompt, self.durable)
-        submission, seen = self._go_on(memory) or self._submit(memory)
+        """Submit the prompt, or re-attach to the job that an earlier try submitted."""
+        state = SongState.from_context(context, self.prompt, self.durable)
+        submission, last_poll = self._reattach(state) or self._submit(state)
         job_id = self._job_id = submission.job_id
         context["ti"].xcom_push(key=XCOM_JOB_ID, value=job_id)
         if not self.wait_for_completion:
             return job_id
-        if isinstance(seen, WhisulJob) and seen.completed:
-            return self._deliver(memory, seen.song())
+        if isinstance(last_poll, WhisulJob) and last_poll.completed:
+            return self._deliver(state, last_poll.song)
         if not self.deferrable:
-            return self._wait_here(memory, submission, seen)
+            return self._wait_on_worker(state, submission, last_poll)
         now = self.clock.time()
         return self.defer(
             trigger=WhisulJobTrigger(
@@ -137,121 +135,119 @@ class WhisulGenerateOperator(WhisulTask, BaseOperator):
                 whisul_conn_id=self.whisul_conn_id,
                 poll_interval=self.poll_interval,
                 deadline=now + self.timeout,
-                submitted_at=submission.at,
-                not_before=quiet_until(seen, now) if isinstance(seen, WhisulError) else None,
+                submitted_at=submission.submitted_at,
+                not_before=not_before(last_poll, now) if isinstance(last_poll, WhisulError) else None,
             ),
             method_name="execute_complete",
             kwargs={"job_id": job_id, "try_number": context["ti"].try_number},
             timeout=timedelta(seconds=self.timeout + FRAMEWORK_TIMEOUT_MARGIN),
         )
 
-    @shows_song
+    @pushes_card
     def execute_complete(
         self, context: Context, event: object, job_id: str = "(unknown)", try_number: int | None = None
     ) -> Song:
         """
-        Go on after the trigger has waited.
+        Continue after the trigger has waited.
 
-        :param event: What it reports.
-        :param job_id: The job it waited for.
+        :param event: The trigger's event.
+        :param job_id: The job that it waited for.
         :param try_number: The try that deferred.
         :return: The song, as :meth:`execute` returns it.
         """
-        memory = SongMemory.of(context, self.prompt, self.durable)
+        state = SongState.from_context(context, self.prompt, self.durable)
         try:
             song = song_from_event(event, job_id)
         except (WhisulJobFailedError, WhisulJobNotFoundError):
-            memory.forget()
+            state.clear()
             raise
-        return self._deliver(memory, song)
+        return self._deliver(state, song)
 
-    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after a deferral, naming the job where Airflow ended it by itself."""
-        if is_of_earlier_try(next_kwargs, context):
-            return self.execute(context)
-        try:
-            return super().resume_execution(next_method, next_kwargs, context)
-        except DEFERRAL_ERRORS as error:
-            ti = context["ti"]
-            job_id = ti.xcom_pull(task_ids=ti.task_id, key=XCOM_JOB_ID, map_indexes=ti.map_index)
-            ended = deferral_error(error, str(job_id))
-            show_failure(self, context, ended)
-            raise ended from error
+    def on_deferral_error(self, error: Exception, context: Context) -> WhisulError:
+        """Name the job, and push its card."""
+        ti = context["ti"]
+        job_id = str(ti.xcom_pull(task_ids=ti.task_id, key=XCOM_JOB_ID, map_indexes=ti.map_index))
+        outlook = "The job may still be running, and may still complete: a WhisulJobSensor with this job id finds it."
+        ended = deferral_error(error, f"Whisul job {job_id}", outlook, job_id)
+        push_failed_card(self, context, ended)
+        return ended
 
     def on_kill(self) -> None:
-        """Say what becomes of the job where the task is ended from outside."""
+        """Log what happens to the job when the task is ended from outside."""
         if self._job_id is not None:
             self.log.warning(NOT_CANCELLED, self._job_id)
 
-    def _go_on(self, memory: SongMemory) -> tuple[Submission, WhisulJob | WhisulError] | None:
-        """Return the job of an earlier try and what a look at it brings, None if there is none to go on with."""
-        note = memory.earlier
-        submission = note and note.submission
+    def _reattach(self, state: SongState) -> tuple[Submission, PollResult] | None:
+        """Return the job of an earlier try and the result of polling it, None if there is none to re-attach to."""
+        record = state.earlier
+        submission = record and record.submission
         if not submission:
             return None
-        seen: WhisulJob | WhisulError
+        result: PollResult
         try:
-            seen = self.hook.get_job(submission.job_id, retry=False, patience=FIRST_LOOK_PATIENCE)
+            result = self.hook.get_job(submission.job_id, retry=False, max_wait=FIRST_POLL_MAX_WAIT)
         except WhisulError as error:
-            seen = error
-        if isinstance(seen, WhisulJobNotFoundError) and may_yet_appear(submission.at, self.clock.time()):
+            result = error
+        not_found = isinstance(result, WhisulJobNotFoundError)
+        if not_found and within_not_found_grace(submission.submitted_at, self.clock.time()):
             pass
-        elif isinstance(seen, WhisulJobNotFoundError) or (isinstance(seen, WhisulJob) and seen.failed):
-            ended = seen.failure() if isinstance(seen, WhisulJob) else seen
-            self.log.warning("An earlier try got %s. %s This try submits the prompt anew.", submission, ended)
+        elif not_found or (isinstance(result, WhisulJob) and result.failed):
+            ended = result.failed_error() if isinstance(result, WhisulJob) else result
+            self.log.warning("An earlier try got %s. %s This try submits the prompt again.", submission, ended)
             return None
-        elif isinstance(seen, WhisulError) and not seen.transient:
-            raise seen
-        found = f"It is {seen.status}." if isinstance(seen, WhisulJob) else str(seen)
-        self.log.info("Going on with an earlier try's %s; nothing is submitted. %s", submission, found)
-        return submission, seen
+        elif isinstance(result, WhisulError) and not result.transient:
+            raise result
+        found = f"It is {result.status}." if isinstance(result, WhisulJob) else str(result)
+        self.log.info("Re-attaching to an earlier try's %s; nothing is submitted. %s", submission, found)
+        return submission, result
 
-    def _submit(self, memory: SongMemory) -> tuple[Submission, WhisulJob]:
-        """Submit the prompt, and return the job as it must stand then."""
-        self._face_a_lost_submission(memory)
-        self.hook.wait_for_turn()
-        memory.intend(self.clock.time())
+    def _submit(self, state: SongState) -> tuple[Submission, WhisulJob]:
+        """Submit the prompt. Return the submission, and a running job in place of a poll result."""
+        self._check_ambiguous_submission(state)
         try:
-            job_id = self.hook.generate(self.prompt)
+            job_id = self.hook.generate(self.prompt, before_send=lambda: state.record_intent(self.clock.time()))
         except WhisulAmbiguousSubmitError as error:
             if self.on_ambiguous_submit == "retry":
                 raise
             raise WhisulAmbiguousSubmitFinalError(f"{error} {_UNTIL_CLEARED}", http_status=error.http_status) from error
         except WhisulError:
-            # Certainly no job was made, so that the next try has nothing to wonder about.
-            memory.withdraw()
+            # Certainly no job was made: the next try has nothing to warn of.
+            state.discard_intent()
             raise
-        # Said before it is noted: should that fail, the log still knows the job.
+        # Logged before it is recorded: should that fail, the log still names the job.
         self.log.info("Whisul accepted the prompt as job %s", job_id)
-        # The time of the answer: before it, a rate limit may have been waited out for minutes.
+        # The time of the response: before it, the rate limiter may have waited for minutes.
         submission = Submission(job_id, self.clock.time())
-        # A task that does not wait has all it is asked for.
-        memory.submitted(submission, delivered=not self.wait_for_completion)
+        # A task that does not wait has all that it is asked for.
+        state.record_submission(submission, delivered=not self.wait_for_completion)
         return submission, WhisulJob(submission.job_id, "running")
 
-    def _face_a_lost_submission(self, memory: SongMemory) -> None:
-        """Warn where an earlier try may have submitted the prompt without learning of the job, or end the task."""
-        note = memory.earlier
-        if note is None or note.submission is not None:
+    def _check_ambiguous_submission(self, state: SongState) -> None:
+        """Warn where an earlier try may have submitted the prompt without recording the job, or end the task."""
+        record = state.earlier
+        if record is None or record.submission is not None:
             return
-        lost = (
-            f"An earlier try began to submit this prompt at {utc(note.submitted_at)} and did not learn or note which "
-            "job it got. A song may already have been paid for, and the API cannot tell: look at your Whisul dashboard "
-            "if in doubt."
+        warning = (
+            f"An earlier try began to submit this prompt at {utc(record.submitted_at)} and did not record which job it "
+            "got. A song may already have been paid for, and the API cannot tell: look at your Whisul dashboard if in "
+            "doubt."
         )
-        if self.on_ambiguous_submit == "fail" and not memory.cleared_since(note):
-            raise WhisulAmbiguousSubmitFinalError(f"{lost} {_UNTIL_CLEARED}")
-        self.log.warning("%s Submitting it again.", lost)
+        if self.on_ambiguous_submit == "fail" and not state.cleared_since(record):
+            raise WhisulAmbiguousSubmitFinalError(f"{warning} {_UNTIL_CLEARED}")
+        self.log.warning("%s Submitting it again.", warning)
 
-    def _wait_here(self, memory: SongMemory, submission: Submission, seen: WhisulJob | WhisulError) -> Song:
+    def _wait_on_worker(self, state: SongState, submission: Submission, last_poll: PollResult) -> Song:
         try:
-            job = self.hook.wait_for_job(submission.job_id, self.poll_interval, self.timeout, submission.at, seen)
+            job = self.hook.wait_for_job(
+                submission.job_id, self.poll_interval, self.timeout, submission.submitted_at, last_poll
+            )
         except (WhisulJobFailedError, WhisulJobNotFoundError):
-            memory.forget()
+            state.clear()
             raise
-        return self._deliver(memory, job.song())
+        return self._deliver(state, job.song)
 
-    def _deliver(self, memory: SongMemory, song: Song) -> Song:
-        memory.delivered()
+    def _deliver(self, state: SongState, song: Song | None) -> Song:
+        song = cast(Song, song)
+        state.record_delivery()
         self.log.info("Whisul job %s is completed: %r", song["job_id"], song["title"])
         return song

@@ -1,26 +1,17 @@
-"""Making many songs in one task."""
+"""Generating many songs in one task."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_whisul.account import DEFAULT_CONN_ID
-from airflow_provider_whisul.api import generate_request, quote
-from airflow_provider_whisul.batch import (
-    NOT_MADE,
-    WAITED_FOR,
-    Batch,
-    BatchResult,
-    Notebook,
-    XComNotebook,
-)
-from airflow_provider_whisul.common import WhisulTask
-from airflow_provider_whisul.durable import OnAmbiguousSubmit, check_on_ambiguous_submit, task_round
+from airflow_provider_whisul.api.connection import DEFAULT_CONN_ID
+from airflow_provider_whisul.api.messages import generate_request
 from airflow_provider_whisul.exceptions import (
     WhisulAmbiguousSubmitError,
     WhisulError,
@@ -29,65 +20,67 @@ from airflow_provider_whisul.exceptions import (
     WhisulJobNotFoundError,
     WhisulJobTimeoutError,
 )
-from airflow_provider_whisul.pace import (
+from airflow_provider_whisul.operators.base import WhisulDeferrableMixin
+from airflow_provider_whisul.polling import (
     DEFAULT_POLL_INTERVAL,
     DEFAULT_TIMEOUT,
     FRAMEWORK_TIMEOUT_MARGIN,
     check_poll_interval,
     check_timeout,
-    quiet_until,
 )
+from airflow_provider_whisul.rate_limit.backoff import not_before
 from airflow_provider_whisul.retry_policy import set_default_retry_policy
-from airflow_provider_whisul.tracks import BatchShow
+from airflow_provider_whisul.state.batch_state import PENDING, UNSUCCESSFUL, BatchResult, BatchState
+from airflow_provider_whisul.state.song_state import OnAmbiguousSubmit, check_on_ambiguous_submit
+from airflow_provider_whisul.state.state_store import XComStateStore, clear_count, task_state_store
+from airflow_provider_whisul.text import quote
+from airflow_provider_whisul.tracks.cards import BatchCards
+from airflow_provider_whisul.triggers.events import chunk_from_event, deferral_error
 from airflow_provider_whisul.triggers.whisul_batch import (
-    ABOUT_ALL,
+    ACCOUNT_ERRORS,
     PROGRESS_SECONDS,
     WhisulBatchTrigger,
-    batch_deferral_error,
-    part_from_event,
     progress,
 )
-from airflow_provider_whisul.version_compat import DEFERRAL_ERRORS, is_of_earlier_try
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
 
-#: Answers that are about the one prompt, though the API's documentation does not know them: too long, not to be
-#: processed, not to be made for legal reasons.
+#: Undocumented statuses that are about one prompt alone: too long, not processable, refused for legal reasons.
 _PROMPT_REFUSED = (413, 422, 451)
 
-#: How many failed songs an error names; the task's log names all of them.
-_MOST_NAMED = 20
+#: How many failed songs an error names. The task's log names all of them.
+_MAX_NAMED = 20
 
 
-class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
+class WhisulGenerateBatchOperator(WhisulDeferrableMixin, BaseOperator):
     """
-    Makes many songs in one task: submits each prompt, and waits for all of them with one trigger.
+    Generates many songs in one task: submits each prompt, and waits for all jobs with one trigger.
 
-    Each submission costs credits. From Airflow 3.3 on a later try goes on where an earlier one has got to: it submits
+    Each submission costs credits. From Airflow 3.3 on a later try continues where an earlier one stopped: it submits
     only what was not submitted yet and what failed.
 
-    :param prompts: What the songs should be, each in plain language (templated).
+    :param prompts: The descriptions of the songs, each in plain language (templated).
     :param whisul_conn_id: The Airflow connection that holds the API key (templated).
-    :param attempts: How often one song may be submitted within a try of the task, where its job fails. One that Whisul
-        no longer finds is submitted again by a later try only, once that has looked at it.
+    :param attempts: How often one song may be submitted within a try of the task, where its job fails. A song whose job
+        Whisul no longer finds is submitted again by a later try only, once that has polled the job again.
     :param max_failures: How many songs may fail before the task does.
-    :param poll_interval: Seconds (or a ``timedelta``) between two looks at one job, at least 5.
+    :param poll_interval: Seconds (or a ``timedelta``) between two polls of one job, at least 5.
     :param timeout: Seconds (or a ``timedelta``) that one try waits for songs, from its last submission on.
-    :param durable: Whether a later try goes on where an earlier one has got to (Airflow 3.3 and later).
-    :param on_ambiguous_submit: What a later try does about a song whose submission's answer was lost, so that the job
+    :param durable: Whether a later try continues where an earlier one stopped (Airflow 3.3 and later).
+    :param on_ambiguous_submit: What a later try does about a song whose submission's response was lost, so that the job
         may exist: ``"retry"`` submits it again, ``"fail"`` leaves it failed until a user clears the task.
     :return: The songs in the order of the prompts, each a dict of ``prompt, job_id, status`` (``completed`` or
-        ``failed``)``, track`` (the song as the single operator returns it, None if it failed) and ``error`` (None
-        unless it failed). Where the task fails once it has begun to submit, the same is in its XCom all the same.
+        ``failed``), ``song`` (as the single operator returns it, None if it failed) and ``error`` (None unless it
+        failed). Where the task fails once it has begun to submit, the same list is in its XCom.
     :raises ValueError: When the DAG file is read: an argument makes no sense.
     :raises WhisulInvalidInputError: A prompt is empty or no text. Nothing is submitted then.
     :raises WhisulUnauthorizedError: The key is not accepted; ends the task without a retry.
     :raises WhisulJobFailedError: More songs failed than ``max_failures``; a retry submits those again.
-    :raises WhisulJobTimeoutError: The same, where all of them may still complete: they were not over in time, or
-        looking at them failed too often. Such a song is not submitted again: a retry goes on looking at its job.
-    :raises WhisulError: Anything else; see :mod:`airflow_provider_whisul.exceptions`.
+    :raises WhisulJobTimeoutError: The same, where all of them may still complete: their jobs did not end in time, or
+        polling them failed too often. Such a song is not submitted again: a retry waits for its job again.
+    :raises WhisulError: Any other error; see :mod:`airflow_provider_whisul.exceptions`.
     """
 
     template_fields: Sequence[str] = ("prompts", "whisul_conn_id")
@@ -120,86 +113,85 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
         self.on_ambiguous_submit = check_on_ambiguous_submit(on_ambiguous_submit)
 
     def execute(self, context: Context) -> list[BatchResult]:
-        """Submit what is not submitted yet, and wait for all of it."""
-        batch = self._load(context)
-        self._face_lost_submissions(batch)
-        batch.begin_try()
-        kept = len(batch.with_status(*WAITED_FOR, "completed"))
+        """Submit what is not submitted yet, and wait for all songs."""
+        state = self._load(context)
+        self._check_ambiguous_submissions(state)
+        state.begin_try()
+        kept = len(state.with_status(*PENDING, "completed"))
         if kept:
-            self.log.info("Going on with %d songs that an earlier try has submitted.", kept)
-        elif context["ti"].try_number > 1 and not batch.outlasts_a_try:
+            self.log.info("Re-attaching to %d songs that an earlier try has submitted.", kept)
+        elif context["ti"].try_number > 1 and not state.durable:
             self.log.warning(
                 "What an earlier try has submitted is not known here (that takes Airflow 3.3 and durable=True): this "
                 "try submits, and pays for, all %d songs.",
-                len(batch.songs),
+                len(state.songs),
             )
-        return self._go_on(context, batch, BatchShow(context, batch, self.attempts))
+        return self._submit_and_wait(context, state, BatchCards(context, state, self.attempts))
 
-    def execute_part(
+    def execute_complete(
         self,
         context: Context,
         event: object,
         deadline: float | None = None,
-        said_at: float | None = None,
+        progress_logged_at: float | None = None,
         try_number: int | None = None,
     ) -> list[BatchResult]:
         """
-        Take the songs that the trigger reports, and go on with the others.
+        Apply the chunk of results that the trigger reports, and continue with the other songs.
 
-        :param event: What it reports.
+        :param event: The trigger's event.
         :param deadline: When waiting ends, in Unix seconds.
-        :param said_at: When the last line of progress was written, in Unix seconds.
+        :param progress_logged_at: When the last line of progress was logged, in Unix seconds.
         :param try_number: The try that deferred.
+        :return: The songs, as :meth:`execute` returns them.
         """
-        batch = self._load(context)
-        if batch.edited:
-            batch.save_anew()
-        tab = BatchShow(context, batch, self.attempts, resumed=True)
-        part, error = part_from_event(event)
-        batch.take(part)
-        tab.show(ended=error is not None)
+        state = self._load(context)
+        if state.edited:
+            state.rewrite()
+        cards = BatchCards(context, state, self.attempts, resumed=True)
+        chunk, error = chunk_from_event(event)
+        state.apply(chunk)
+        cards.push(ended=error is not None)
         if error is not None:
-            self._give(context, list(batch.results()))
+            self._push_results(context, state)
             raise error
-        return self._go_on(context, batch, tab, deadline, said_at)
+        return self._submit_and_wait(context, state, cards, deadline, progress_logged_at)
 
-    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after a deferral."""
-        if is_of_earlier_try(next_kwargs, context):
-            return self.execute(context)
-        try:
-            return super().resume_execution(next_method, next_kwargs, context)
-        except DEFERRAL_ERRORS as error:
-            self._give(context, list(self._load(context).results()))
-            raise batch_deferral_error(error) from error
+    def on_deferral_error(self, error: Exception, context: Context) -> WhisulError:
+        """Push partial results to XCom."""
+        self._push_results(context, self._load(context))
+        outlook = "The jobs are not affected: from Airflow 3.3 on a retry of this task waits for them again."
+        return deferral_error(error, "the batch", outlook)
 
-    def _load(self, context: Context) -> Batch:
+    def _load(self, context: Context) -> BatchState:
         prompts = self.prompts
         if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
             raise WhisulInvalidInputError(
                 f"prompts must be a list of texts that is not empty, not {type(prompts).__name__}. Nothing was sent."
             )
         for prompt in prompts:
+            # Before any is submitted: one bad prompt must not cost the others.
             generate_request(prompt)
-        store = context.get("task_state_store") if self.durable else None
-        notebook = cast(Notebook, store) if store is not None else XComNotebook(context)
-        batch = Batch.load(prompts, notebook, task_round(context))
-        if batch.left_over:
+        store = task_state_store(context, self.durable)
+        if store is None:
+            store = XComStateStore(context)
+        state = BatchState.load(prompts, store, clear_count(context))
+        if state.orphaned:
             self.log.warning(
                 "The prompts of %d jobs that this task has submitted are no longer among its prompts. They cost what "
                 "they cost; a WhisulJobSensor finds each by its id: %s",
-                len(batch.left_over),
-                ", ".join(batch.left_over),
+                len(state.orphaned),
+                ", ".join(state.orphaned),
             )
-        return batch
+        return state
 
-    def _face_lost_submissions(self, batch: Batch) -> None:
-        """Warn of the songs that earlier tries may have submitted without learning of the job."""
-        for index in batch.with_status("submitting"):
-            song = batch.songs[index]
-            again = self.on_ambiguous_submit == "retry" or batch.cleared
+    def _check_ambiguous_submissions(self, state: BatchState) -> None:
+        """Warn of ambiguous submissions of earlier tries, and mark them for submission where that is allowed."""
+        for index in state.with_status("submitting"):
+            song = state.songs[index]
+            again = self.on_ambiguous_submit == "retry" or state.cleared
             self.log.warning(
-                "An earlier try did not learn which job it got for %r. A song may already have been paid for, and the "
+                "An earlier try did not record which job it got for %r. A song may already have been paid for, and the "
                 "API cannot tell. %s",
                 quote(song.prompt)[:60],
                 "Submitting it again." if again else "It is not submitted again until you clear this task.",
@@ -207,167 +199,163 @@ class WhisulGenerateBatchOperator(WhisulTask, BaseOperator):
             if again:
                 song.status = "new"
 
-    def _go_on(
+    def _submit_and_wait(
         self,
         context: Context,
-        batch: Batch,
-        tab: BatchShow,
+        state: BatchState,
+        cards: BatchCards,
         deadline: float | None = None,
-        said_at: float | None = None,
+        progress_logged_at: float | None = None,
     ) -> list[BatchResult]:
-        """Submit what there is to submit, then defer while jobs run, and end when none does."""
+        """Submit what there is to submit, then defer while jobs run, and finish when none does."""
         resumed = deadline is not None
-        tab.show()
+        cards.push()
         try:
-            submitted, not_before = self._submit_all(batch)
+            submitted, blocked_until = self._submit_all(state)
         except Exception:
-            tab.show(ended=True)
-            self._give(context, list(batch.results()))
+            cards.push(ended=True)
+            self._push_results(context, state)
             raise
         if submitted or deadline is None:
             deadline, resumed = self.clock.time() + self.timeout, False
-        tab.show()
-        if not batch.with_status(*WAITED_FOR):
-            return self._finish(context, batch, tab)
+        cards.push()
+        if not state.with_status(*PENDING):
+            return self._finish(context, state, cards)
         now = self.clock.time()
-        delivered, failed = len(batch.with_status("completed")), len(batch.with_status(*NOT_MADE))
-        # Said here too: Airflow keeps of a try's triggers the last one's log only.
-        if delivered and now - (said_at or 0.0) >= PROGRESS_SECONDS:
-            said_at = now
-            self.log.info("%s", progress(delivered, len(batch.songs), failed))
+        delivered, failed = len(state.with_status("completed")), len(state.with_status(*UNSUCCESSFUL))
+        # Logged here too: Airflow keeps the log of a try's last trigger only.
+        if delivered and now - (progress_logged_at or 0.0) >= PROGRESS_SECONDS:
+            progress_logged_at = now
+            self.log.info("%s", progress(delivered, len(state.songs), failed))
         return self.defer(
             trigger=WhisulBatchTrigger(
-                job_ids=batch.to_watch(),
+                job_ids=state.to_poll(),
                 whisul_conn_id=self.whisul_conn_id,
                 poll_interval=self.poll_interval,
                 deadline=deadline,
                 submitted_at=deadline - self.timeout,
-                total=len(batch.songs),
+                total=len(state.songs),
                 delivered=delivered,
                 failed=failed,
                 resumed=resumed,
-                said_at=said_at,
-                not_before=not_before,
+                progress_logged_at=progress_logged_at,
+                not_before=blocked_until,
             ),
-            method_name="execute_part",
-            kwargs={"deadline": deadline, "said_at": said_at, "try_number": context["ti"].try_number},
+            method_name="execute_complete",
+            kwargs={
+                "deadline": deadline,
+                "progress_logged_at": progress_logged_at,
+                "try_number": context["ti"].try_number,
+            },
             timeout=timedelta(seconds=max(0.0, deadline - now) + FRAMEWORK_TIMEOUT_MARGIN),
         )
 
-    def _submit_all(self, batch: Batch) -> tuple[int, float | None]:
+    def _submit_all(self, state: BatchState) -> tuple[int, float | None]:
         """
         Submit each song that is new, or whose job failed and that has attempts left.
 
-        :param batch: The batch.
-        :return: How many were submitted, and when Whisul may be asked again, in Unix seconds, where it has said so.
-            Where submitting has to wait and jobs run the rest is left as it is.
-        :raises WhisulError: Submitting has to wait, and no job runs; or no job can be looked at either.
+        Return how many were submitted, and when the next request may be sent (Unix seconds) where a cool-down stopped
+        the submissions. Songs that are not submitted stay as they are. Raise if no job is running, or if
+        the error would fail every poll too.
         """
-        waiting = batch.to_submit(self.attempts)
-        said = self.clock.time()
+        waiting = state.to_submit(self.attempts)
+        progress_logged_at = self.clock.time()
         for done, index in enumerate(waiting, start=1):
-            song = batch.songs[index]
+            song = state.songs[index]
             before = replace(song)
             if song.status == "failed":
                 self.log.warning("Submitting %r again. %s", quote(song.prompt)[:60], song.error)
             try:
-                self.hook.wait_for_turn()
-                batch.submitting(index)
-                batch.save([index])
-                job_id = self.hook.generate(song.prompt)
+                job_id = self.hook.generate(song.prompt, before_send=partial(state.record_intent, index))
             except WhisulAmbiguousSubmitError as error:
-                # Left as it is: the next try of the task finds it so, and this one goes on with the others.
+                # Left as it is: the next try of the task finds it so, and this one continues with the others.
                 song.error = f"It may have been paid for, but which job it got was lost. {error}"
                 self.log.error("%r: %s", quote(song.prompt)[:60], error)
-            except WhisulInvalidInputError as error:
-                song.status, song.error = "failed", str(error)
-                song.submissions = self.attempts
             except WhisulError as error:
-                if error.http_status in _PROMPT_REFUSED:
+                if isinstance(error, WhisulInvalidInputError) or error.http_status in _PROMPT_REFUSED:
                     song.status, song.error = "failed", str(error)
                     song.submissions = self.attempts
                 else:
-                    batch.songs[index] = before
-                    batch.save([index])
-                    if isinstance(error, ABOUT_ALL) or not batch.with_status(*WAITED_FOR):
+                    state.songs[index] = before
+                    state.save([index])
+                    if isinstance(error, ACCOUNT_ERRORS) or not state.with_status(*PENDING):
                         raise
                     self.log.warning(
-                        "%s So %d of %d songs are not submitted yet: those that run are waited for first.",
+                        "%s So %d of %d songs are not submitted yet: the jobs that run are waited for first.",
                         error,
                         len(waiting) - done + 1,
-                        len(batch.songs),
+                        len(state.songs),
                     )
-                    return done - 1, quiet_until(error, self.clock.time())
+                    return done - 1, not_before(error, self.clock.time())
             else:
-                batch.submitted(index, job_id)
-            self._note_submission(batch, index)
-            if self.clock.time() - said >= PROGRESS_SECONDS:
-                said = self.clock.time()
+                state.submitted(index, job_id)
+            self._save_submission(state, index)
+            if self.clock.time() - progress_logged_at >= PROGRESS_SECONDS:
+                progress_logged_at = self.clock.time()
                 self.log.info("%s of %s submitted", f"{done:,}", f"{len(waiting):,}")
         if waiting:
             self.log.info("Submitted %d songs", len(waiting))
         return len(waiting), None
 
-    def _note_submission(self, batch: Batch, index: int) -> None:
-        song = batch.songs[index]
+    def _save_submission(self, state: BatchState, index: int) -> None:
+        song = state.songs[index]
         try:
-            batch.save([index])
+            state.save([index])
         except BaseException:
             # Also where the task is just being ended: nothing else knows of the job.
             if song.status == "running":
                 self.log.error(
-                    "%r became job %s, which is paid for, but that could not be noted: a later try will not know it. "
-                    "A WhisulJobSensor with this job id finds the song.",
+                    "%r became job %s, which is paid for, but that could not be recorded: a later try will not know "
+                    "it. A WhisulJobSensor with this job id finds the song.",
                     quote(song.prompt)[:60],
                     song.job_id,
                 )
             raise
 
-    def _finish(self, context: Context, batch: Batch, tab: BatchShow) -> list[BatchResult]:
+    def _finish(self, context: Context, state: BatchState, cards: BatchCards) -> list[BatchResult]:
         try:
-            self._fetch_large(batch)
+            self._fetch_large_songs(state)
         except Exception:
-            self._give(context, list(batch.results()))
+            self._push_results(context, state)
             raise
         finally:
-            tab.show(ended=True)
-        results = list(batch.results())
+            cards.push(ended=True)
+        results = list(state.results())
         failed = [result for result in results if result["status"] == "failed"]
         self.log.info("%d of %d songs delivered, %d failed", len(results) - len(failed), len(results), len(failed))
         for result in failed:
             self.log.error("Failed: %r: %s", quote(result["prompt"])[:60], result["error"])
         if len(failed) <= self.max_failures:
-            batch.deliver()
+            state.record_delivery()
             return results
-        self._give(context, results)
+        self._push_results(context, state)
         named = "; ".join(
-            f"{quote(result['prompt'])[:60]!r}: {quote(result['error'] or '')[:120]}" for result in failed[:_MOST_NAMED]
+            f"{quote(result['prompt'])[:60]!r}: {quote(result['error'] or '')[:120]}" for result in failed[:_MAX_NAMED]
         )
-        more = f"; and {len(failed) - _MOST_NAMED} more, see the log" if len(failed) > _MOST_NAMED else ""
-        # Where a retry only has to wait longer it need not begin at once.
-        late = len(batch.with_status("late")) == len(failed)
-        raise (WhisulJobTimeoutError if late else WhisulJobFailedError)(
+        more = f"; and {len(failed) - _MAX_NAMED} more, see the log" if len(failed) > _MAX_NAMED else ""
+        # A retry that only waits longer need not begin at once.
+        all_timed_out = len(state.with_status("timed_out")) == len(failed)
+        raise (WhisulJobTimeoutError if all_timed_out else WhisulJobFailedError)(
             f"{len(failed)} of {len(results)} songs failed, more than max_failures={self.max_failures}: {named}{more}. "
             "The others are in this task's XCom; from Airflow 3.3 on a retry submits only the failed ones again, and "
-            "goes on waiting for jobs that may still complete."
+            "waits again for jobs that may still complete."
         )
 
     @staticmethod
-    def _give(context: Context, results: list[BatchResult]) -> None:
-        """Hand over what there is though the task fails: it is paid for, and wanted all the same."""
-        context["ti"].xcom_push(key="return_value", value=results)
+    def _push_results(context: Context, state: BatchState) -> None:
+        """Push partial results to XCom before failing."""
+        context["ti"].xcom_push(key="return_value", value=list(state.results()))
 
-    def _fetch_large(self, batch: Batch) -> None:
-        """Look once more at the jobs whose data was too much to be kept."""
-        for index in batch.with_status("completed"):
-            song = batch.songs[index]
+    def _fetch_large_songs(self, state: BatchState) -> None:
+        """Poll the jobs again whose data was too large to keep."""
+        for index in state.with_status("completed"):
+            song = state.songs[index]
             if song.song is not None or song.job_id is None:
                 continue
             try:
                 job = self.hook.get_job(song.job_id)
             except WhisulJobNotFoundError as error:
-                song.status, song.error = "gone", str(error)
-                batch.save([index])
+                song.status, song.error = "not_found", str(error)
+                state.save([index])
             else:
-                if job.completed:
-                    song.song = job.song()
+                song.song = job.song

@@ -12,9 +12,9 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
-from airflow_provider_whisul.sandbox.answers import Answer
 from airflow_provider_whisul.sandbox.jobs import SandboxJob
 from airflow_provider_whisul.sandbox.options import SandboxOptions
+from airflow_provider_whisul.sandbox.responses import Response
 from airflow_provider_whisul.sandbox.state import API, Call, LoggedRequest, SandboxState
 
 _STOP_SECONDS = 10.0
@@ -28,7 +28,7 @@ class Sandbox:
 
     :param options: how it behaves.
     :param port: port to listen on; 0 for a free one.
-    :param clock: returns Unix seconds. Jobs, rate limit and log follow it; the delays of slow answers follow the loop.
+    :param clock: returns Unix seconds. Jobs, rate limit and log follow it; slow responses follow the loop.
     :param host: loopback address to listen on.
     :param on_request: called with each log entry as it is made, in the server's thread; must be quick.
     :raises ValueError: ``host`` is not a loopback address.
@@ -161,14 +161,14 @@ class Sandbox:
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self._port}"
 
-    def _handle(self, call: Call) -> Answer:
+    def _handle(self, call: Call) -> Response:
         now = self._clock()
         with self._lock:
-            answer = self._state.handle(call, now, self._origin)
+            response = self._state.handle(call, now, self._origin)
             entry = self._state.requests[-1]
         if self._on_request is not None:
             self._on_request(entry)
-        return answer
+        return response
 
 
 def _loopback(host: str) -> str:

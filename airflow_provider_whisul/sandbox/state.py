@@ -1,4 +1,4 @@
-"""The make-believe service: keys, rate limit, jobs, faults and the request log. No I/O; the time is passed in."""
+"""The simulated service: keys, rate limit, jobs, faults and the request log. No I/O; the time is passed in."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import unquote
 
-from airflow_provider_whisul.sandbox import answers, directives, media
-from airflow_provider_whisul.sandbox.answers import Answer
+from airflow_provider_whisul.sandbox import directives, media, responses
 from airflow_provider_whisul.sandbox.directives import Hit
 from airflow_provider_whisul.sandbox.jobs import SandboxJob, make_job
 from airflow_provider_whisul.sandbox.options import (
@@ -25,6 +24,7 @@ from airflow_provider_whisul.sandbox.options import (
     SandboxOptions,
     check_key,
 )
+from airflow_provider_whisul.sandbox.responses import Response
 
 API = "/api"
 MEDIA = "/media"
@@ -67,7 +67,7 @@ class LoggedRequest:
     :param at: when it came, Unix seconds of the sandbox's clock.
     :param method: HTTP method.
     :param path: path and query, as sent.
-    :param status: HTTP status of the answer; None if the connection was dropped instead.
+    :param status: HTTP status of the response; None if the connection was dropped instead.
     :param job_id: the job that was asked for, or that was made (the client may not know it).
     :param prompt: the prompt of a POST.
     :param authorization: what the Authorization header was.
@@ -122,8 +122,8 @@ class RateLimit:
 
 
 @dataclass(slots=True)
-class _Note:
-    """What an answer adds to the log."""
+class _LogEntry:
+    """What a response adds to the log."""
 
     job_id: str | None = None
     prompt: str | None = None
@@ -163,41 +163,41 @@ class SandboxState:
         self._keys.add(key)
         self._key_pattern = _pattern(self._keys)
 
-    def handle(self, call: Call, now: float, origin: str) -> Answer:
-        """Answer a request, and log it.
+    def handle(self, call: Call, now: float, origin: str) -> Response:
+        """Response a request, and log it.
 
         :param call: the request.
         :param now: Unix seconds.
         :param origin: scheme, host and port of the sandbox, for the URLs that it gives out.
         """
         path = call.target.partition("?")[0]
-        note = _Note()
+        entry = _LogEntry()
         authorization = self._authorization(call)
         to_api = path.startswith(f"{API}/")
         if to_api:
-            answer = self._api(call, path, authorization, note, now, origin)
+            response = self._api(call, path, authorization, entry, now, origin)
         elif path.startswith(f"{MEDIA}/"):
-            answer = self._media(call, path, note, now, origin)
+            response = self._media(call, path, entry, now, origin)
         elif path.startswith(ELSEWHERE):
-            answer = answers.page(200, "A redirect was followed")
+            response = responses.page(200, "A redirect was followed")
         else:
-            answer = answers.not_found()
+            response = responses.not_found()
         self.requests.append(
             LoggedRequest(
                 at=now,
                 method=call.method,
                 path=self._hide_in_url(call.target),
-                status=None if answer.sent == "nothing" else answer.status,
-                job_id=note.job_id and self._hide(note.job_id),
-                prompt=note.prompt and self._hide(note.prompt),
+                status=None if response.sent == "nothing" else response.status,
+                job_id=entry.job_id and self._hide(entry.job_id),
+                prompt=entry.prompt and self._hide(entry.prompt),
                 authorization=authorization,
                 key_elsewhere=self._key_elsewhere(call) or (not to_api and authorization != "missing"),
                 user_agent=self._hide(call.header("User-Agent") or ""),
-                fault=note.fault,
+                fault=entry.fault,
                 connection=call.connection,
             )
         )
-        return answer
+        return response
 
     def _authorization(self, call: Call) -> Authorization:
         value = call.header("Authorization")
@@ -206,65 +206,67 @@ class SandboxState:
         scheme, _, key = value.partition(" ")
         return "ok" if scheme.lower() == "bearer" and key == self.key and not self._revoked else "wrong"
 
-    def _api(self, call: Call, path: str, authorization: Authorization, note: _Note, now: float, origin: str) -> Answer:
+    def _api(
+        self, call: Call, path: str, authorization: Authorization, entry: _LogEntry, now: float, origin: str
+    ) -> Response:
         resource = path.removeprefix(API)
         is_post = resource == "/generate"
         is_get = resource.startswith("/jobs/") and "/" not in resource.removeprefix("/jobs/")
         # Read before any refusal, so that the log names the job and the prompt of refused requests too.
-        prompt: str | Answer = ""
+        prompt: str | Response = ""
         if is_post and call.method == "POST":
             prompt = _prompt(call)
-            note.prompt = prompt if isinstance(prompt, str) else None
+            entry.prompt = prompt if isinstance(prompt, str) else None
         elif is_get:
-            note.job_id = unquote(resource.removeprefix("/jobs/"))
+            entry.job_id = unquote(resource.removeprefix("/jobs/"))
         if authorization != "ok":
-            return answers.unauthorized()
-        retry = answers.retry_after(self.options.retry_after, self.options.block_seconds, now)
+            return responses.unauthorized()
+        retry = responses.retry_after(self.options.retry_after, self.options.block_seconds, now)
         if not self._within_limit(now):
-            return answers.rate_limited(retry)
+            return responses.rate_limited(retry)
         if not is_post and not is_get:
-            return answers.of_error(404, "Not found", "There is nothing at this path.")
+            return responses.of_error(404, "Not found", "There is nothing at this path.")
         if call.method != ("POST" if is_post else "GET"):
-            return answers.wrong_method("POST" if is_post else "GET")
-        if isinstance(prompt, Answer):
+            return responses.wrong_method("POST" if is_post else "GET")
+        if isinstance(prompt, Response):
             return prompt
-        honest, hit = self._generate(prompt, note, now) if is_post else self._job(note.job_id or "", now, origin)
+        honest, hit = self._generate(prompt, entry, now) if is_post else self._job(entry.job_id or "", now, origin)
         if hit is None:
             return honest
-        note.fault = hit.fault
+        entry.fault = hit.fault
         delay = self.options.slow_seconds if hit.delay is None else hit.delay
-        return answers.spoil(hit.fault, honest, delay=delay, elsewhere=f"{origin}{ELSEWHERE}{path}", retry=retry)
+        return responses.spoil(hit.fault, honest, delay=delay, elsewhere=f"{origin}{ELSEWHERE}{path}", retry=retry)
 
-    def _generate(self, prompt: str, note: _Note, now: float) -> tuple[Answer, Hit | None]:
+    def _generate(self, prompt: str, entry: _LogEntry, now: float) -> tuple[Response, Hit | None]:
         try:
             asked = directives.parse(prompt)
         except ValueError as error:
-            return answers.invalid(str(error)), None
+            return responses.invalid(str(error)), None
         index = self._posts[prompt]
         self._posts[prompt] += 1
         hit = asked.fault_at(POST_FAULTS, index) or self._chance(POST_FAULTS, prompt, index)
         if hit is not None and hit.fault not in JOB_MAKING_FAULTS:
-            return answers.accepted(""), hit
+            return responses.accepted(""), hit
         # Random, not seeded: after a restart, the id of an earlier sandbox's job must not name a new one.
         job_id = str(uuid.uuid4())
         self.jobs[job_id] = make_job(job_id, prompt, self._made[prompt], asked, self.options, now)
         self._made[prompt] += 1
-        note.job_id = job_id
-        return answers.accepted(job_id), hit
+        entry.job_id = job_id
+        return responses.accepted(job_id), hit
 
-    def _job(self, job_id: str, now: float, origin: str) -> tuple[Answer, Hit | None]:
+    def _job(self, job_id: str, now: float, origin: str) -> tuple[Response, Hit | None]:
         job = self.jobs.get(job_id)
         index = self._gets[job_id]
         self._gets[job_id] += 1
         hit = job.directives.fault_at(GET_FAULTS, index) if job else None
         hit = hit or self._chance(GET_FAULTS, job.prompt if job else "", index)
         if job is None or job.is_expired(now):
-            return answers.not_found(), hit
+            return responses.not_found(), hit
         signature = ""
         if job.directives.media_expired and job.is_over(now):
             self._signed[job_id] += 1
             signature = f"?signature={self._signed[job_id]}"
-        return answers.of_json(200, job.body(now, f"{origin}{MEDIA}", signature)), hit
+        return responses.of_json(200, job.body(now, f"{origin}{MEDIA}", signature)), hit
 
     def _chance(self, names: Sequence[str], about: str, index: int) -> Hit | None:
         if not self.options.fault_rates:
@@ -285,40 +287,40 @@ class SandboxState:
             self._limits[self.key] = limit
         return limit.allows(now)
 
-    def _media(self, call: Call, path: str, note: _Note, now: float, origin: str) -> Answer:
+    def _media(self, call: Call, path: str, entry: _LogEntry, now: float, origin: str) -> Response:
         folder, _, name = path.removeprefix(f"{MEDIA}/").partition("/")
         job_id, _, kind = name.partition(".")
         job = self.jobs.get(job_id)
         if job is None or not job.is_over(now) or job.ending == "failed":
-            return answers.not_found()
-        note.job_id = job_id
+            return responses.not_found()
+        entry.job_id = job_id
         if call.method not in ("GET", "HEAD"):
-            return answers.wrong_method("GET, HEAD")
+            return responses.wrong_method("GET, HEAD")
         if (folder, kind) == ("audio", "wav"):
             song = media.song(job_id, job.bpm, job.seconds)
-            whole = Answer(200, song, "audio/wav", silence=max(0, job.directives.media_size - len(song)))
+            whole = Response(200, song, "audio/wav", silence=max(0, job.directives.media_size - len(song)))
         elif (folder, kind) == ("covers", "png"):
-            whole = Answer(200, media.cover(job_id), "image/png")
+            whole = Response(200, media.cover(job_id), "image/png")
         else:
-            return answers.not_found()
+            return responses.not_found()
         if job.directives.media_gone:
-            return answers.media_refused(410)
+            return responses.media_refused(410)
         if job.directives.media_expired:
             signed = _SIGNATURE.search(call.target)
             if signed is None or int(signed[1]) <= job.directives.media_expired:
-                return answers.media_refused(403)
+                return responses.media_refused(403)
         index = self._media_gets[path]
         self._media_gets[path] += 1
         hit = job.directives.fault_at(MEDIA_FAULTS, index) or self._chance(MEDIA_FAULTS, job.prompt, index)
         if hit is None:
             return _ranged(whole, call)
-        note.fault = hit.fault
-        return answers.spoil(
+        entry.fault = hit.fault
+        return responses.spoil(
             hit.fault,
             whole if hit.fault == "media-no-range" else _ranged(whole, call),
             delay=self.options.slow_seconds if hit.delay is None else hit.delay,
             elsewhere=f"{origin}{path}?moved",
-            retry=answers.retry_after(self.options.retry_after, self.options.block_seconds, now),
+            retry=responses.retry_after(self.options.retry_after, self.options.block_seconds, now),
         )
 
     def _key_elsewhere(self, call: Call) -> bool:
@@ -345,22 +347,22 @@ def _pattern(keys: set[str]) -> re.Pattern[str]:
     )
 
 
-def _prompt(call: Call) -> str | Answer:
+def _prompt(call: Call) -> str | Response:
     if (call.header("Content-Type") or "").partition(";")[0].strip().lower() != "application/json":
-        return answers.invalid("The Content-Type header must be application/json.")
+        return responses.invalid("The Content-Type header must be application/json.")
     try:
         body = json.loads(call.body)
         prompt = body.get("prompt") if isinstance(body, dict) else None
         if not isinstance(prompt, str) or not prompt.strip():
-            return answers.invalid()
+            return responses.invalid()
         prompt.encode()  # JSON may hold half a surrogate pair, which is no text
     except ValueError:
-        return answers.invalid("The request body must be valid JSON.")
+        return responses.invalid("The request body must be valid JSON.")
     return prompt
 
 
-def _ranged(whole: Answer, call: Call) -> Answer:
-    """Return the part of an answer that a Range header asks for; all of it where the header means nothing to us."""
+def _ranged(whole: Response, call: Call) -> Response:
+    """Return the part of a response that a Range header asks for; all of it where the header means nothing to us."""
     size = whole.size
     # What makes a song or a cover, and how long it is, tells it from others.
     etag = f'"{zlib.crc32(whole.body):08x}-{size}"'

@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 from aiohttp import web
 
-from airflow_provider_whisul.sandbox.answers import Answer
+from airflow_provider_whisul.sandbox.responses import Response
 from airflow_provider_whisul.sandbox.state import Call, LoggedRequest
 
 _KEEP_ALIVE_SECONDS = 3600.0
@@ -27,7 +27,7 @@ _SILENCE = b"\x80" * 2**18
 async def serving(
     host: str,
     port: int,
-    handle: Callable[[Call], Answer],
+    handle: Callable[[Call], Response],
     requests: Callable[[], list[LoggedRequest]],
     revoke_key: Callable[[], None],
 ) -> AsyncIterator[int]:
@@ -87,16 +87,16 @@ async def serving(
         await runner.cleanup()
 
 
-async def _send(request: web.Request, answer: Answer) -> web.StreamResponse:
-    if answer.delay:
-        await asyncio.sleep(answer.delay)
-    if answer.sent == "nothing":
+async def _send(request: web.Request, reply: Response) -> web.StreamResponse:
+    if reply.delay:
+        await asyncio.sleep(reply.delay)
+    if reply.sent == "nothing":
         _reset(request)
         return web.Response()
-    headers = {"Content-Type": answer.content_type, **answer.headers}
-    if answer.sent == "whole" and not answer.silence:
-        return web.Response(status=answer.status, body=answer.body, headers=headers)
-    return await _send_in_pieces(request, answer, headers)
+    headers = {"Content-Type": reply.content_type, **reply.headers}
+    if reply.sent == "whole" and not reply.silence:
+        return web.Response(status=reply.status, body=reply.body, headers=headers)
+    return await _send_in_pieces(request, reply, headers)
 
 
 def _reset(request: web.Request) -> None:
@@ -108,15 +108,15 @@ def _reset(request: web.Request) -> None:
     request.transport.abort()
 
 
-async def _send_in_pieces(request: web.Request, answer: Answer, headers: dict[str, str]) -> web.StreamResponse:
-    said = answer.size + (_MISSING_BYTES if answer.sent == "short" else 0)
-    sent = answer.part(0, answer.size // 2) if answer.sent == "half" else answer
-    response = web.StreamResponse(status=answer.status, headers={"Content-Length": str(said), **headers})
+async def _send_in_pieces(request: web.Request, reply: Response, headers: dict[str, str]) -> web.StreamResponse:
+    content_length = reply.size + (_MISSING_BYTES if reply.sent == "short" else 0)
+    sent = reply.part(0, reply.size // 2) if reply.sent == "half" else reply
+    response = web.StreamResponse(status=reply.status, headers={"Content-Length": str(content_length), **headers})
     await response.prepare(request)
     if request.method != "HEAD":
         await response.write(sent.body)
         for left in range(sent.silence, 0, -len(_SILENCE)):
             await response.write(_SILENCE[:left])
-    if answer.sent != "whole" and request.transport is not None:
+    if reply.sent != "whole" and request.transport is not None:
         request.transport.close()
     return response

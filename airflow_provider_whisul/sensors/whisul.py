@@ -1,4 +1,4 @@
-"""Waiting for songs."""
+"""Waiting for one job."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from airflow.providers.common.compat.sdk import (
     PokeReturnValue,
 )
 
-from airflow_provider_whisul.account import DEFAULT_CONN_ID
-from airflow_provider_whisul.api import Song, WhisulJob
-from airflow_provider_whisul.common import WhisulTask
-from airflow_provider_whisul.durable import lasting_deadline
+from airflow_provider_whisul.api.connection import DEFAULT_CONN_ID
+from airflow_provider_whisul.api.models import Song, WhisulJob
 from airflow_provider_whisul.exceptions import (
     WhisulError,
     WhisulJobFailedError,
@@ -26,45 +24,47 @@ from airflow_provider_whisul.exceptions import (
     WhisulJobTimeoutError,
 )
 from airflow_provider_whisul.links.whisul import WhisulSongLink
-from airflow_provider_whisul.pace import (
+from airflow_provider_whisul.operators.base import WhisulDeferrableMixin
+from airflow_provider_whisul.polling import (
     DEFAULT_POLL_INTERVAL,
     DEFAULT_TIMEOUT,
-    FIRST_LOOK_PATIENCE,
+    FIRST_POLL_MAX_WAIT,
     FRAMEWORK_TIMEOUT_MARGIN,
     MIN_POLL_INTERVAL,
     check_poll_interval,
     check_timeout,
-    quiet_until,
 )
-from airflow_provider_whisul.tracks import PROMPT_VARIABLE, show_failure, shows_song
-from airflow_provider_whisul.triggers.whisul import WhisulJobTrigger, deferral_error, song_from_event
-from airflow_provider_whisul.version_compat import DEFERRAL_ERRORS, is_of_earlier_try
+from airflow_provider_whisul.rate_limit.backoff import not_before
+from airflow_provider_whisul.state.state_store import total_deadline
+from airflow_provider_whisul.tracks.cards import PROMPT_VARIABLE, push_failed_card, pushes_card
+from airflow_provider_whisul.triggers.events import deferral_error, song_from_event
+from airflow_provider_whisul.triggers.whisul import WhisulJobTrigger
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
 
-class WhisulJobSensor(WhisulTask, BaseSensorOperator):
+class WhisulJobSensor(WhisulDeferrableMixin, BaseSensorOperator):
     """
     Waits for a Whisul job and returns its song.
 
-    Waits in the triggerer unless told otherwise, and then holds no worker. A failed or an expired job fails the task
-    at once and without a retry: the same job cannot come out otherwise.
+    Waits in the triggerer by default, and then holds no worker slot. A failed or an expired job fails the task at once
+    and without a retry, since its outcome cannot change.
 
     :param job_id: The job, as :class:`~airflow_provider_whisul.operators.whisul.WhisulGenerateOperator` returns it
         (templated).
     :param whisul_conn_id: The Airflow connection that holds the API key (templated).
-    :param deferrable: Whether to wait in the triggerer; if not, ``mode`` says how the worker waits.
-    :param poke_interval: Seconds (or a ``timedelta``) between two looks at the job, at least 5.
-    :param timeout: Seconds (or a ``timedelta``) to wait, all in all: a retry does not begin anew (deferred: from
-        Airflow 3.3 on; rescheduled: always).
-    :return: The song: a dict of ``job_id, prompt, title, bpm, duration_seconds, song_url, image_url, tags`` (list)``,
-        started_at, finished_at`` (ISO 8601, UTC).
+    :param deferrable: Whether to wait in the triggerer. If not, ``mode`` says how the worker waits.
+    :param poke_interval: Seconds (or a ``timedelta``) between two polls of the job, at least 5.
+    :param timeout: Seconds (or a ``timedelta``) to wait in all tries together (deferred: from Airflow 3.3 on;
+        rescheduled: always).
+    :return: The song: a dict of ``job_id, prompt, title, bpm, duration_seconds, song_url, image_url, tags`` (a
+        list), ``started_at`` and ``finished_at`` (ISO 8601, UTC).
     :raises ValueError: When the DAG file is read: the interval is under 5 s, or the timeout not positive.
-    :raises AirflowSensorTimeout: The job was not over in time; it may still be running.
+    :raises AirflowSensorTimeout: The job did not end in time; it may still be running.
     :raises WhisulJobFailedError: The job failed.
     :raises WhisulJobNotFoundError: There is no such job, or no longer.
-    :raises WhisulError: Anything else; see :mod:`airflow_provider_whisul.exceptions`.
+    :raises WhisulError: Any other error; see :mod:`airflow_provider_whisul.exceptions`.
 
     All other parameters are those of Airflow's sensors; ``soft_fail`` and ``never_fail`` skip the task in every mode.
     """
@@ -93,22 +93,22 @@ class WhisulJobSensor(WhisulTask, BaseSensorOperator):
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
         """Take the arguments that all mapped tasks share."""
-        # By the prompt, as the operator's, but the song must be there to know it.
+        # Labelled by the prompt, as the operator's tasks. It is known only once the song is there.
         kwargs.setdefault(
             "map_index_template",
             "{{ %s | default(task.job_id, true) | string | truncate(60) }}" % PROMPT_VARIABLE,  # noqa: UP031
         )
         return super().partial(**kwargs)
 
-    @shows_song
+    @pushes_card
     def execute(self, context: Context) -> Any:
         if self.deferrable:
             with self._skipping_softly():
-                return self._look_once_then_defer(context)
+                return self._poll_once_then_defer(context)
         try:
             return super().execute(context)
         except AirflowSkipException as skip:
-            # The sensors' own, which names no job, and has no cause where the time ran out.
+            # Airflow's own skip names no job, and has no cause where the time ran out.
             ended = skip.__cause__ or self._timed_out()
             raise self._skip(ended) from ended
         except AirflowSensorTimeout as error:
@@ -119,16 +119,21 @@ class WhisulJobSensor(WhisulTask, BaseSensorOperator):
                 raise
 
     def poke(self, context: Context) -> PokeReturnValue:
-        """Look at the job from the worker, living through what is transient."""
-        song = _song_if_over(self.hook.get_job(self.job_id))
+        """
+        Poll the job from the worker, retrying transient errors.
+
+        :param context: The task's context.
+        :return: Whether the job is completed, and its song.
+        """
+        song = _song_if_completed(self.hook.get_job(self.job_id))
         return PokeReturnValue(is_done=song is not None, xcom_value=song)
 
-    @shows_song
+    @pushes_card
     def execute_complete(self, context: Context, event: object, try_number: int | None = None) -> Song:
         """
-        Go on after the trigger has waited.
+        Continue after the trigger has waited.
 
-        :param event: What it reports.
+        :param event: The trigger's event.
         :param try_number: The try that deferred.
         :return: The song, as :meth:`execute` returns it.
         """
@@ -142,31 +147,28 @@ class WhisulJobSensor(WhisulTask, BaseSensorOperator):
         return song
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after a deferral: skipping softly on every version of Airflow, and naming the job in what failed."""
-        if is_of_earlier_try(next_kwargs, context):
-            return self.execute(context)
+        """Continue after a deferral, skipping softly on every version of Airflow."""
         with self._skipping_softly():
-            try:
-                # Not the sensors' own: it skips softly on some versions only, and knows of no job.
-                return super(BaseSensorOperator, self).resume_execution(next_method, next_kwargs, context)
-            except DEFERRAL_ERRORS as ended:
-                error = deferral_error(ended, self.job_id)
-                show_failure(self, context, error)
-                if isinstance(error, WhisulJobTimeoutError):
-                    raise AirflowSensorTimeout(str(error)) from ended
-                raise error from ended
+            return super().resume_execution(next_method, next_kwargs, context)
 
-    def _look_once_then_defer(self, context: Context) -> Song:
+    def on_deferral_error(self, error: Exception, context: Context) -> Exception:
+        """Name the job, and push its card."""
+        outlook = "The job may still be running, and may still complete: clearing this task waits again."
+        ended = deferral_error(error, f"Whisul job {self.job_id}", outlook, self.job_id)
+        push_failed_card(self, context, ended)
+        return AirflowSensorTimeout(str(ended)) if isinstance(ended, WhisulJobTimeoutError) else ended
+
+    def _poll_once_then_defer(self, context: Context) -> Song:
         now = self.clock.time()
-        deadline = lasting_deadline(context, now + self.timeout)
-        not_before = None
+        deadline = total_deadline(context, now + self.timeout)
+        blocked_until = None
         try:
-            song = _song_if_over(self.hook.get_job(self.job_id, retry=False, patience=FIRST_LOOK_PATIENCE))
+            song = _song_if_completed(self.hook.get_job(self.job_id, retry=False, max_wait=FIRST_POLL_MAX_WAIT))
         except WhisulError as error:
             if not error.transient:
                 raise
-            self.log.warning("%s The triggerer goes on looking at job %s.", error, self.job_id)
-            not_before = quiet_until(error, self.clock.time())
+            self.log.warning("%s The triggerer continues to poll job %s.", error, self.job_id)
+            blocked_until = not_before(error, self.clock.time())
         else:
             if song is not None:
                 return song
@@ -176,7 +178,7 @@ class WhisulJobSensor(WhisulTask, BaseSensorOperator):
                 whisul_conn_id=self.whisul_conn_id,
                 poll_interval=self.poke_interval,
                 deadline=deadline,
-                not_before=not_before,
+                not_before=blocked_until,
             ),
             method_name="execute_complete",
             kwargs={"try_number": context["ti"].try_number},
@@ -185,7 +187,7 @@ class WhisulJobSensor(WhisulTask, BaseSensorOperator):
 
     @contextmanager
     def _skipping_softly(self) -> Iterator[None]:
-        """Turn an error into a skip where the user asked for it, as the sensors' own modes do."""
+        """Turn an error into a skip where the user asked for it, as Airflow's own sensor modes do."""
         try:
             yield
         except AirflowSkipException:
@@ -201,7 +203,7 @@ class WhisulJobSensor(WhisulTask, BaseSensorOperator):
 
     def _timed_out(self) -> AirflowSensorTimeout:
         return AirflowSensorTimeout(
-            f"Whisul job {self.job_id} was not over after {self.timeout:g} s, and waiting for it ended. It may "
+            f"Whisul job {self.job_id} had not ended after {self.timeout:g} s, and waiting for it ended. It may "
             "still be running, and may still complete: clearing this task waits again."
         )
 
@@ -210,13 +212,15 @@ class WhisulJobSensor(WhisulTask, BaseSensorOperator):
         return max(MIN_POLL_INTERVAL, super()._get_next_poke_interval(*args, **kwargs))
 
 
-def _song_if_over(job: WhisulJob) -> Song | None:
+def _song_if_completed(job: WhisulJob) -> Song | None:
     if job.failed:
-        raise _final(job.failure())
-    return job.song() if job.completed else None
+        raise _final(job.failed_error())
+    return job.song
 
 
 def _final(error: WhisulJobFailedError) -> WhisulJobFailedFinalError:
     return WhisulJobFailedFinalError(
-        f"{error} To do that, clear the task that submitted it.", job_id=error.job_id, http_status=error.http_status
+        f"{error} To submit the prompt again, clear the task that submitted the job.",
+        job_id=error.job_id,
+        http_status=error.http_status,
     )

@@ -16,7 +16,7 @@ from airflow_provider_whisul.sensors.whisul import WhisulJobSensor
 PROMPTS = [f"song number {number}" for number in range(int(os.environ.get("WHISUL_BENCH_SONGS", "60")))]
 INTERVAL = 10
 RETRIES = {"retries": 3, "retry_delay": timedelta(seconds=10)}
-#: Seconds to wait after the first, second, … 429 in a row, as the API's documentation tells a client to.
+#: Seconds to wait after the first, second, … 429 in a row, as the API's documentation asks clients to.
 BACK_OFF = (5, 10, 20, 40, 60, 60, 60)
 
 
@@ -30,12 +30,12 @@ def bench_task() -> None:
 
         def ask(method: str, path: str, **options: object) -> dict[str, object]:
             for wait in BACK_OFF:
-                answer = requests.request(method, url + path, headers=headers, timeout=30, **options)  # type: ignore[arg-type]
-                if answer.status_code != 429:
+                response = requests.request(method, url + path, headers=headers, timeout=30, **options)  # type: ignore[arg-type]
+                if response.status_code != 429:
                     break
                 time.sleep(wait)
-            answer.raise_for_status()
-            return dict(answer.json())
+            response.raise_for_status()
+            return dict(response.json())
 
         job_id = ask("POST", "/generate", json={"prompt": prompt})["job_id"]
         while True:
@@ -59,7 +59,7 @@ def bench_http() -> None:
         headers=headers,
         response_filter=lambda response: response.json()["job_id"],
     ).expand(data=[json.dumps({"prompt": prompt}) for prompt in PROMPTS])
-    # Asked to defer, but with a response_check it does not: what is left is a task process for each look.
+    # With a response_check it does not defer, although it is told to: each poll takes a task process.
     HttpSensor.partial(
         task_id="song",
         headers=headers,

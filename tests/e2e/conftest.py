@@ -16,7 +16,7 @@ import pytest
 from packaging.version import Version
 
 from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions
-from dev.local_airflow import LocalAirflow
+from dev.airflow_runner.local import LocalAirflow
 
 # Before 3.3, Airflow keeps nothing that a task could go on from after it was killed.
 collect_ignore = [] if Version(version("apache-airflow")) >= Version("3.3") else ["test_crashes.py"]

@@ -10,27 +10,17 @@ from typing import Any
 import psutil
 import pytest
 
+from airflow_provider_whisul.api.models import Song
 from dev.demo import read_prompts
 from tests.e2e.conftest import BATCH_SONGS, EXAMPLE_DAGS, KEEP, NIGHTLY, ONE_SONG, RETRY, THOUSAND, TOLD, Finished
-from tests.support import fetched
+from tests.support.servers import fetched
 
 # The first test also waits for Airflow and for all the runs.
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 PROMPTS = read_prompts(EXAMPLE_DAGS / f"{NIGHTLY}.py")
 KEPT_PROMPTS = read_prompts(EXAMPLE_DAGS / f"{KEEP}.py")
-SONG_KEYS = {
-    "job_id",
-    "prompt",
-    "title",
-    "bpm",
-    "duration_seconds",
-    "song_url",
-    "image_url",
-    "tags",
-    "started_at",
-    "finished_at",
-}
+SONG_KEYS = set(Song.__annotations__)
 
 
 def _xcom(finished: Finished, dag_id: str, task_id: str, map_index: int = -1, key: str = "return_value") -> Any:
@@ -43,7 +33,7 @@ def _tasks(finished: Finished, dag_id: str) -> list[tuple[str, int, str | None, 
 
 
 def _logs(finished: Finished) -> str:
-    """What helps to see why a run did not succeed."""
+    """Return the logs of the tasks that did not succeed."""
     return "\n".join(
         f"--- {task.label} of {dag_id}, {task.state}, try {task.try_number}\n"
         + finished.airflow.task_log(dag_id, run_id, task.task_id, task.map_index, task.try_number)
@@ -106,10 +96,10 @@ def test_the_batch_has_all_its_songs_in_one_task(finished: Finished) -> None:
     assert [result["prompt"] for result in results] == prompts
     for result in results:
         assert finished.sandbox.jobs[result["job_id"]].prompt == result["prompt"]
-        assert (result["status"], result["error"], set(result["track"])) == ("completed", None, SONG_KEYS)
+        assert (result["status"], result["error"], set(result["song"])) == ("completed", None, SONG_KEYS)
 
 
-def test_songs_are_kept_and_announced(finished: Finished) -> None:
+def test_songs_are_stored_and_the_asset_event_starts_the_next_dag(finished: Finished) -> None:
     folder = finished.kept / finished.run_ids[KEEP]
     manifest = _xcom(finished, KEEP, "keep")
     assert json.loads((folder / "manifest.json").read_text()) == manifest
@@ -145,14 +135,14 @@ def test_no_job_is_polled_twice_within_five_seconds(finished: Finished) -> None:
             polls[request.job_id].append(request.at)
     assert set(polls) == set(finished.sandbox.jobs)
     gaps = {job_id: [later - earlier for earlier, later in pairwise(at)] for job_id, at in polls.items()}
-    # Airflow 2 runs one task at a time on SQLite, so that every song may be over before its sensor looks.
+    # Airflow 2 runs one task at a time on SQLite, so that every song may be completed before its sensor polls.
     if not finished.airflow.airflow_version.startswith("2."):
         nightly = [_xcom(finished, NIGHTLY, "submit", index) for index in range(len(PROMPTS))]
         assert any(gaps[job_id] for job_id in nightly)
     assert not {job_id: gap for job_id, gap in gaps.items() if any(seconds < 5 for seconds in gap)}
 
 
-def test_the_key_is_in_the_authorization_header_and_nowhere_else(finished: Finished) -> None:
+def test_the_api_key_is_only_in_the_authorization_header(finished: Finished) -> None:
     requests = finished.sandbox.requests
     assert {request.authorization for request in requests if request.path.startswith("/api")} == {"ok"}
     assert {request.authorization for request in fetched(finished.sandbox)} == {"missing"}
@@ -172,9 +162,9 @@ def test_the_key_is_in_the_authorization_header_and_nowhere_else(finished: Finis
         assert not any(finished.key in argument for argument in command_line)
 
 
-def test_worker_and_triggerer_tell_airflows_metrics(finished: Finished) -> None:
+def test_worker_and_triggerer_send_metrics(finished: Finished) -> None:
     requests, jobs = finished.sandbox.requests, finished.sandbox.jobs
-    counted = {name: count for name, count in finished.metrics.items() if name != "whisul.pace_wait"}
+    counted = {name: count for name, count in finished.metrics.items() if name != "whisul.rate_limit_wait"}
     assert counted == {
         "whisul.submitted": len(jobs),
         "whisul.delivered": len(jobs) - 1,
@@ -182,16 +172,16 @@ def test_worker_and_triggerer_tell_airflows_metrics(finished: Finished) -> None:
         "whisul.failed": 1,
         "whisul.polls": sum(request.path.startswith("/api/jobs/") for request in requests),
     }
-    # The submissions of the batch wait for one another.
-    assert finished.metrics["whisul.pace_wait"] > 0
+    # The submissions of the batch wait for the rate limiter.
+    assert finished.metrics["whisul.rate_limit_wait"] > 0
 
 
-def test_every_song_has_a_link_and_is_there_for_the_tracks_tab(finished: Finished) -> None:
+def test_every_song_has_a_link_and_a_card_for_the_tracks_tab(finished: Finished) -> None:
     for index, prompt in enumerate(PROMPTS):
         song = _xcom(finished, NIGHTLY, "song", index)
         links = finished.airflow.extra_links(NIGHTLY, finished.run_ids[NIGHTLY], "song", index)
         assert links == {"Song": song["song_url"]}
         (card,) = _xcom(finished, NIGHTLY, "song", index, "whisul_songs_0000_1_0")
         assert (card["prompt"], card["title"], card["song_url"]) == (prompt, song["title"], song["song_url"])
-    # The song is with the task that waits for it.
+    # Only the task that waits for the song has its link.
     assert finished.airflow.extra_links(NIGHTLY, finished.run_ids[NIGHTLY], "submit", 0) == {"Song": None}

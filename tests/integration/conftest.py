@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.support import A_SONG, Proxy
+from tests.support.servers import A_SONG, Proxy
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,4 @@
-"""The errors: what each one is, and that it survives the ways an error travels."""
+"""The errors: the class of each, and that pickling, copying and an event keep them whole."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from airflow_provider_whisul.exceptions import (
     error_from_dict,
 )
 
-# class: (parent, ends Airflow's retries, asking again may help)
+# class: (parent, ends Airflow's retries, the same request may succeed later)
 HIERARCHY: dict[type[WhisulError], tuple[type[Exception], bool, bool]] = {
     WhisulError: (AirflowException, False, False),
     WhisulConfigurationError: (WhisulError, True, False),
@@ -64,6 +64,7 @@ ERRORS = [
     *(cls("what happened", job_id="j-1", http_status=418) for cls in HIERARCHY),
     *(cls("without a job") for cls in HIERARCHY),
     WhisulRateLimitError("slow down", job_id="j-1", http_status=429, retry_after=7.5),
+    WhisulRateLimitError("not permitted", cooldown=12.5),
     WhisulConnectionError("refused", job_id="j-1", request_sent=False),
     WhisulTLSError("bad certificate", request_sent=False),
 ]
@@ -79,7 +80,7 @@ def test_every_error_of_the_module_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("cls", HIERARCHY, ids=lambda cls: cls.__name__)
-def test_hierarchy(cls: type[WhisulError]) -> None:
+def test_a_class_has_its_parent_and_its_retry_behaviour(cls: type[WhisulError]) -> None:
     parent, final, transient = HIERARCHY[cls]
     assert parent in cls.__bases__
     assert issubclass(cls, AirflowException)
@@ -94,33 +95,34 @@ def test_attributes_default_to_unknown(cls: type[WhisulError]) -> None:
     assert (str(error), error.job_id, error.http_status) == ("what happened", None, None)
 
 
-def test_a_connection_error_counts_as_sent_unless_known_otherwise() -> None:
+def test_a_connection_error_counts_as_sent_and_a_rate_limit_has_no_waits_by_default() -> None:
     assert WhisulConnectionError("reset").request_sent is True
-    assert WhisulRateLimitError("slow down").retry_after is None
+    limited = WhisulRateLimitError("slow down")
+    assert (limited.retry_after, limited.cooldown) == (None, None)
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=_name)
-def test_serialize_round_trip_through_json(error: WhisulError) -> None:
+def test_as_dict_and_back_through_json_keeps_type_message_job_and_status(error: WhisulError) -> None:
     again = error_from_dict(json.loads(json.dumps(error.as_dict(), allow_nan=False)))
     assert type(again) is type(error)
     assert (str(again), again.job_id, again.http_status) == (str(error), error.job_id, error.http_status)
 
 
 @pytest.mark.parametrize("name", ["WhisulErrorOfTheFuture", "KeyError", "object", ""])
-def test_an_unknown_type_becomes_the_base_error(name: str) -> None:
+def test_an_error_type_of_another_version_becomes_the_base_error(name: str) -> None:
     error = error_from_dict({"type": name, "message": "m", "job_id": "j-1", "http_status": 500})
     assert type(error) is WhisulError
     assert (str(error), error.job_id, error.http_status) == ("m", "j-1", 500)
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=_name)
-def test_pickle_and_copy_keep_everything(error: WhisulError) -> None:
+def test_pickle_and_copy_keep_all_attributes(error: WhisulError) -> None:
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
         assert type(again) is type(error)
         assert (str(again), vars(again)) == (str(error), vars(error))
 
 
-def test_airflow_can_serialize_it_as_one_of_its_own() -> None:
+def test_airflow_s_own_serialization_keeps_type_and_message() -> None:
     for error in ERRORS:
         again = BaseSerialization.deserialize(BaseSerialization.serialize(error))
         assert type(again) is type(error)

@@ -1,4 +1,4 @@
-"""The names that are counted and timed."""
+"""The metrics: what each event counts and times."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_whisul import metrics
-from airflow_provider_whisul.api import Request, WhisulJob
+from airflow_provider_whisul.api.messages import Request, Response
+from airflow_provider_whisul.api.models import WhisulJob
 
 DOCUMENTATION = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 START = datetime(2026, 2, 17, 15, 39, 34, tzinfo=UTC)
 
 
 class Recorder:
-    """Keeps what it is told."""
+    """Records what is sent to Airflow's metrics."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, timedelta | None]] = []
+        self.recorded: list[tuple[str, timedelta | None]] = []
 
     def incr(self, stat: str) -> None:
-        self.told.append((stat, None))
+        self.recorded.append((stat, None))
 
     def timing(self, stat: str, dt: timedelta) -> None:
-        self.told.append((stat, dt))
+        self.recorded.append((stat, dt))
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def job(status: str, seconds: float | None = None) -> WhisulJob:
 
 
 @pytest.mark.parametrize(
-    ("seen", "told"),
+    ("polled", "recorded"),
     [
         (job("running"), []),
         (job("composing"), []),
@@ -50,15 +51,15 @@ def job(status: str, seconds: float | None = None) -> WhisulJob:
         (job("completed", 144), [("whisul.delivered", None), ("whisul.song_time", timedelta(seconds=144))]),
     ],
 )
-def test_a_job_counts_when_it_is_over(
-    recorder: Recorder, seen: WhisulJob, told: list[tuple[str, timedelta | None]]
+def test_a_polled_job_counts_when_it_has_ended(
+    recorder: Recorder, polled: WhisulJob, recorded: list[tuple[str, timedelta | None]]
 ) -> None:
-    metrics.seen(seen)
-    assert recorder.told == told
+    metrics.polled(polled)
+    assert recorder.recorded == recorded
 
 
 @pytest.mark.parametrize(
-    ("method", "status", "told"),
+    ("method", "status", "recorded"),
     [
         ("GET", 200, ["whisul.polls"]),
         ("GET", 429, ["whisul.polls", "whisul.rate_limited"]),
@@ -66,17 +67,19 @@ def test_a_job_counts_when_it_is_over(
         ("POST", 429, ["whisul.rate_limited"]),
     ],
 )
-def test_an_answer_counts_by_what_was_asked(recorder: Recorder, method: str, status: int, told: list[str]) -> None:
-    metrics.answered(Request(method, "/somewhere"), status)  # type: ignore[arg-type]
-    assert [name for name, _ in recorder.told] == told
+def test_a_response_counts_by_its_method_and_status(
+    recorder: Recorder, method: str, status: int, recorded: list[str]
+) -> None:
+    metrics.response(Request(method, "/somewhere"), Response(status))  # type: ignore[arg-type]
+    assert [name for name, _ in recorder.recorded] == recorded
 
 
-def test_every_metric_is_documented_as_what_it_is(recorder: Recorder) -> None:
+def test_every_metric_is_documented_with_its_kind(recorder: Recorder) -> None:
     metrics.submitted()
-    metrics.answered(Request("GET", "/jobs/some-job"), 429)
-    metrics.waited(1.5)
-    metrics.seen(job("completed", 144))
-    metrics.seen(job("failed", 3))
-    told = {name: "counter" if lasting is None else "timer" for name, lasting in recorder.told}
+    metrics.response(Request("GET", "/jobs/some-job"), Response(429))
+    metrics.rate_limit_wait(1.5)
+    metrics.polled(job("completed", 144))
+    metrics.polled(job("failed", 3))
+    kinds = {name: "counter" if duration is None else "timer" for name, duration in recorder.recorded}
     documented = re.findall(r"^\| `(\S+)` \| (\w+) \|", DOCUMENTATION.read_text(), re.MULTILINE)
-    assert dict(documented) == told
+    assert dict(documented) == kinds

@@ -1,4 +1,4 @@
-"""When Airflow tries again; the policy itself exists from 3.3 on."""
+"""The retry policy, which exists from Airflow 3.3 on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HAS_POLICIES = Version(airflow_version) >= Version("3.3")
 if HAS_POLICIES:
     from airflow.sdk import RetryAction, RetryPolicy
 
-    class Mine(RetryPolicy):
+    class UsersPolicy(RetryPolicy):
         def evaluate(self, exception, try_number, max_tries, context=None):  # type: ignore[no-untyped-def]
             raise NotImplementedError
 
@@ -36,38 +36,39 @@ if HAS_POLICIES:
         return decision.action, decision.retry_delay
 
     @pytest.mark.parametrize(("try_number", "seconds"), [(1, 5), (2, 10), (3, 20), (4, 40), (5, 60), (8, 60)])
-    def test_a_429_climbs_the_ladder(try_number: int, seconds: int) -> None:
+    def test_a_429_follows_the_backoff_schedule(try_number: int, seconds: int) -> None:
         assert decide(WhisulRateLimitError("429"), try_number) == (RetryAction.RETRY, timedelta(seconds=seconds))
 
-    def test_a_429_waits_for_retry_after_where_longer() -> None:
-        error = WhisulRateLimitError("429", retry_after=7200)
+    @pytest.mark.parametrize("asked_by", ["retry_after", "cooldown"])
+    def test_a_429_waits_for_retry_after_or_the_cooldown_where_longer(asked_by: str) -> None:
+        error = WhisulRateLimitError("429", **{asked_by: 7200})
         assert decide(error) == (RetryAction.RETRY, timedelta(hours=2))
 
     @pytest.mark.parametrize("cls", [WhisulServerError, WhisulConnectionError, WhisulAmbiguousSubmitError])
-    def test_a_blip_waits_10_to_30_s(cls: type[WhisulError]) -> None:
+    def test_a_transient_failure_waits_10_to_30_s(cls: type[WhisulError]) -> None:
         action, delay = decide(cls("oops"))
         assert action is RetryAction.RETRY
         assert delay is not None
         assert timedelta(seconds=10) <= delay <= timedelta(seconds=30)
 
-    def test_a_failed_job_is_made_anew_at_once() -> None:
+    def test_a_failed_job_is_retried_at_once() -> None:
         assert decide(WhisulJobFailedError("failed")) == (RetryAction.RETRY, timedelta(0))
 
-    def test_what_no_retry_mends_fails_with_its_reason() -> None:
+    def test_a_final_error_fails_with_its_reason() -> None:
         assert WHISUL_RETRY_POLICY is not None
-        decision = WHISUL_RETRY_POLICY.evaluate(WhisulJobNotFoundError("404, gone"), 1, 9)
-        assert (decision.action, decision.reason) == (RetryAction.FAIL, "404, gone")
+        decision = WHISUL_RETRY_POLICY.evaluate(WhisulJobNotFoundError("404, not found"), 1, 9)
+        assert (decision.action, decision.reason) == (RetryAction.FAIL, "404, not found")
 
     @pytest.mark.parametrize("error", [WhisulJobTimeoutError("late"), ValueError("not ours")])
-    def test_the_rest_is_left_to_the_task(error: Exception) -> None:
+    def test_a_timeout_and_a_foreign_error_are_left_to_the_tasks_retry_delay(error: Exception) -> None:
         assert decide(error) == (RetryAction.DEFAULT, None)
 
-    def test_the_operator_has_it_unless_its_user_sets_one() -> None:
+    def test_the_operator_has_the_policy_unless_the_user_sets_one() -> None:
         assert WhisulGenerateOperator(task_id="song", prompt="x").retry_policy is WHISUL_RETRY_POLICY
-        mine = Mine()
-        assert WhisulGenerateOperator(task_id="song", prompt="x", retry_policy=mine).retry_policy is mine
+        own = UsersPolicy()
+        assert WhisulGenerateOperator(task_id="song", prompt="x", retry_policy=own).retry_policy is own
 
-    def test_mapped_tasks_have_it_too() -> None:
+    def test_mapped_tasks_have_the_policy_too() -> None:
         from airflow.sdk import DAG
 
         with DAG("songs"):
@@ -76,6 +77,6 @@ if HAS_POLICIES:
 
 else:
 
-    def test_there_is_none() -> None:
+    def test_there_is_no_policy_before_3_3() -> None:
         assert WHISUL_RETRY_POLICY is None
         assert not hasattr(WhisulGenerateOperator(task_id="song", prompt="x"), "retry_policy")

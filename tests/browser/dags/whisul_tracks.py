@@ -7,7 +7,7 @@ from airflow.providers.common.compat.sdk import DAG, get_current_context, task
 from airflow_provider_whisul.operators.whisul import WhisulGenerateOperator
 from airflow_provider_whisul.operators.whisul_batch import WhisulGenerateBatchOperator
 from airflow_provider_whisul.sensors.whisul import WhisulJobSensor
-from airflow_provider_whisul.tracks import completed, show
+from airflow_provider_whisul.tracks.cards import completed_card, push_cards
 
 MAPPED = [
     "a slow waltz for a rainy harbour",
@@ -50,6 +50,6 @@ with DAG("tracks_given"):
     def given() -> None:
         """Show the songs that the run was given."""
         context = get_current_context()
-        show(context, [completed(song) for song in context["dag_run"].conf["songs"]])
+        push_cards(context, [completed_card(song) for song in context["dag_run"].conf["songs"]])
 
     given()

@@ -1,4 +1,4 @@
-"""Songs that something breaks while they are made. Their tasks kill themselves, at an exact moment of the first try."""
+"""Songs whose making is interrupted. Their tasks kill themselves, at an exact moment of the first try."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -14,20 +14,21 @@ from typing import Any, Literal
 
 from airflow.sdk import DAG, Context
 
-from airflow_provider_whisul.api import Song, WhisulJob
-from airflow_provider_whisul.durable import TaskStateStore
+from airflow_provider_whisul.api.models import Song, WhisulJob
 from airflow_provider_whisul.hooks.whisul import WhisulHook
 from airflow_provider_whisul.operators.whisul import WhisulGenerateOperator
+from airflow_provider_whisul.state.state_store import StateStore
 
-Moment = Literal["before POST", "after POST", "job stored", "looked", "resumed", "delivered"]
+Moment = Literal["before POST", "after POST", "job stored", "polled", "resumed", "delivered"]
 
 KILLS = Path(os.environ["AIRFLOW_HOME"], "kills.jsonl")
 
 
 class MortalOperator(WhisulGenerateOperator):
-    """Kills its own process as ``kill -9`` does.
+    """
+    Kills its own process as ``kill -9`` does.
 
-    :param dies: When, in the first try; None for not at all.
+    :param dies: The moment in the first try at which it does; None for never.
     """
 
     def __init__(self, *, dies: Moment | None = None, **kwargs: Any) -> None:
@@ -54,7 +55,7 @@ class MortalOperator(WhisulGenerateOperator):
         return song
 
     def reach(self, moment: Moment) -> None:
-        """Die if this is the moment to."""
+        """Kill this process if the moment is the one to die at."""
         if self._is_first_try and self.dies == moment:
             with KILLS.open("a") as kills:
                 kills.write(json.dumps({"task_id": self.task_id, "moment": moment, "at": time.time()}) + "\n")
@@ -66,27 +67,31 @@ class MortalHook(WhisulHook):
         super().__init__(task.whisul_conn_id, clock=task.clock)
         self._task = task
 
-    def generate(self, prompt: str) -> str:
-        self._task.reach("before POST")
-        job_id = super().generate(prompt)
+    def generate(self, prompt: str, *, before_send: Callable[[], None] | None = None) -> str:
+        def record_intent() -> None:
+            if before_send is not None:
+                before_send()
+            self._task.reach("before POST")
+
+        job_id = super().generate(prompt, before_send=record_intent)
         self._task.reach("after POST")
         return job_id
 
-    def get_job(self, job_id: str, *, retry: bool = True, patience: float | None = None) -> WhisulJob:
-        job = super().get_job(job_id, retry=retry, patience=patience)
-        self._task.reach("looked")
+    def get_job(self, job_id: str, *, retry: bool = True, max_wait: float | None = None) -> WhisulJob:
+        job = super().get_job(job_id, retry=retry, max_wait=max_wait)
+        self._task.reach("polled")
         return job
 
 
 class MortalStore:
-    def __init__(self, store: TaskStateStore, task: MortalOperator) -> None:
+    def __init__(self, store: StateStore, task: MortalOperator) -> None:
         self._store = store
         self._task = task
 
     def get(self, key: str) -> object:
         return self._store.get(key)
 
-    def set(self, key: str, value: Mapping[str, str | float | bool | None]) -> None:
+    def set(self, key: str, value: Mapping[str, object]) -> None:
         self._store.set(key, value)
         if value["job_id"] is not None:
             self._task.reach("job stored")
@@ -96,7 +101,7 @@ class MortalStore:
 
 
 def song(task_id: str, dies: Moment | None = None, *, seconds: int = 12, **options: Any) -> None:
-    """A task whose prompt ends with its own id, so that its submissions can be told from others."""
+    """Make a task whose prompt ends with its own id, so that its submissions can be told from others."""
     MortalOperator(
         task_id=task_id,
         prompt=f"[sandbox:seconds={seconds}] {task_id}",
@@ -108,7 +113,7 @@ def song(task_id: str, dies: Moment | None = None, *, seconds: int = 12, **optio
 DEFAULTS = {"retries": 3, "retry_delay": timedelta(seconds=1)}
 
 with DAG("whisul_crashes", schedule=None, default_args=DEFAULTS):
-    # Begun first: most of the others are over before their minute is.
+    # Started first: most of the other tasks end before these two do.
     song("outage_deferred", seconds=45, whisul_conn_id="whisul_outage", priority_weight=2)
     song("outage_on_worker", seconds=45, whisul_conn_id="whisul_outage", priority_weight=2, deferrable=False)
     song("key_revoked", seconds=40, whisul_conn_id="whisul_revoked")
@@ -119,7 +124,7 @@ with DAG("whisul_crashes", schedule=None, default_args=DEFAULTS):
     song("after_store", "job stored")
     song("resuming", "resumed")
     song("delivered", "delivered")
-    song("polling_on_worker", "looked", deferrable=False)
+    song("polling_on_worker", "polled", deferrable=False)
     song("delivered_on_worker", "delivered", deferrable=False)
     song("not_waiting", "job stored", wait_for_completion=False)
 

@@ -38,17 +38,17 @@ class Client:
         return self.session.post(f"{self.sandbox.base_url}/generate", json={"prompt": prompt}, timeout=5, **arguments)
 
     def make(self, prompt: str) -> str:
-        answer = self.post(prompt)
-        assert answer.status_code == 202, answer.text
-        return answer.json()["job_id"]
+        response = self.post(prompt)
+        assert response.status_code == 202, response.text
+        return response.json()["job_id"]
 
     def get(self, job_id: str, **arguments: object) -> requests.Response:
         return self.session.get(f"{self.sandbox.base_url}/jobs/{job_id}", **{"timeout": 5, **arguments})
 
     def job(self, job_id: str) -> dict[str, object]:
-        answer = self.get(job_id)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
+        response = self.get(job_id)
+        assert response.status_code == 200, response.text
+        return response.json()
 
     @property
     def last(self) -> LoggedRequest:

@@ -8,11 +8,11 @@ import pytest
 
 
 def test_post_makes_a_job(client, clock):
-    answer = client.post("a trap song")
-    assert answer.status_code == 202
-    assert answer.headers["Content-Type"] == "application/json"
-    job_id = answer.json()["job_id"]
-    assert answer.json() == {
+    response = client.post("a trap song")
+    assert response.status_code == 202
+    assert response.headers["Content-Type"] == "application/json"
+    job_id = response.json()["job_id"]
+    assert response.json() == {
         "message": "Composition task received.",
         "job_id": job_id,
         "poll_url": f"/jobs/{job_id}",
@@ -50,7 +50,7 @@ def test_a_job_runs_and_completes(client, clock):
     assert result["image_url"] == f"{root}/media/covers/{job_id}.png"
 
 
-def test_a_job_says_the_same_at_every_look(client, clock):
+def test_a_job_is_the_same_at_every_poll(client, clock):
     job_id = client.make("a song")
     clock.advance(60)
     first = client.job(job_id)
@@ -58,7 +58,7 @@ def test_a_job_says_the_same_at_every_look(client, clock):
     assert client.job(job_id) == first
 
 
-def test_the_seed_decides_songs_and_times_in_whatever_order_prompts_arrive(start, clock):
+def test_songs_and_times_depend_on_the_seed_and_not_on_the_order_of_prompts(start, clock):
     def songs(prompts, **options):
         client = start(**options)
         for prompt in prompts:
@@ -87,24 +87,24 @@ def test_the_seed_decides_songs_and_times_in_whatever_order_prompts_arrive(start
 )
 def test_a_bad_body_is_400_and_makes_no_job(client, content_type, body, message):
     url = f"{client.sandbox.base_url}/generate"
-    answer = client.session.post(url, data=body, headers={"Content-Type": content_type}, timeout=5)
-    assert answer.status_code == 400
-    assert answer.json() == {"error": "Invalid input", "message": message}
+    response = client.session.post(url, data=body, headers={"Content-Type": content_type}, timeout=5)
+    assert response.status_code == 400
+    assert response.json() == {"error": "Invalid input", "message": message}
     assert client.sandbox.jobs == {}
 
 
 def test_content_type_may_name_a_charset(client):
     url = f"{client.sandbox.base_url}/generate"
     headers = {"Content-Type": "application/json; charset=utf-8"}
-    answer = client.session.post(url, data='{"prompt": "très doux"}'.encode(), headers=headers, timeout=5)
-    assert client.job(answer.json()["job_id"])["prompt"] == "très doux"
+    response = client.session.post(url, data='{"prompt": "très doux"}'.encode(), headers=headers, timeout=5)
+    assert client.job(response.json()["job_id"])["prompt"] == "très doux"
 
 
 @pytest.mark.parametrize("job_id", ["no-such-job", "..%2Fgenerate", "%0a", str(uuid.UUID(int=0))])
 def test_an_unknown_job_is_404(client, job_id):
-    answer = client.get(job_id)
-    assert answer.status_code == 404
-    assert answer.json()["error"] == "Not found"
+    response = client.get(job_id)
+    assert response.status_code == 404
+    assert response.json()["error"] == "Not found"
 
 
 @pytest.mark.parametrize(
@@ -116,9 +116,9 @@ def test_an_unknown_job_is_404(client, job_id):
         ("GET", "/jobs/x/y", 404, None),
     ],
 )
-def test_other_paths_and_methods(client, method, path, status, allow):
-    answer = client.session.request(method, client.sandbox.base_url + path, timeout=5)
-    assert (answer.status_code, answer.headers.get("Allow")) == (status, allow)
+def test_unknown_paths_are_404_and_wrong_methods_405(client, method, path, status, allow):
+    response = client.session.request(method, client.sandbox.base_url + path, timeout=5)
+    assert (response.status_code, response.headers.get("Allow")) == (status, allow)
 
 
 def test_a_path_outside_the_api_is_404(client, anonymous):
@@ -136,21 +136,21 @@ def test_a_path_outside_the_api_is_404(client, anonymous):
         ("Bearer a-secret-key-of-some-length x", "wrong"),
     ],
 )
-def test_without_the_right_key_everything_is_401(client, anonymous, header, logged):
+def test_every_request_without_the_right_key_is_401(client, anonymous, header, logged):
     job_id = client.make("a song")
     headers = {} if header is None else {"Authorization": header}
-    answers = [
+    responses = [
         anonymous.get(f"{client.sandbox.base_url}/jobs/{job_id}", headers=headers, timeout=5),
         anonymous.post(f"{client.sandbox.base_url}/generate", json={"prompt": "no"}, headers=headers, timeout=5),
         anonymous.get(f"{client.sandbox.base_url}/nothing", headers=headers, timeout=5),
     ]
-    assert [answer.status_code for answer in answers] == [401, 401, 401]
-    assert answers[0].json()["error"] == "Unauthorized"
+    assert [response.status_code for response in responses] == [401, 401, 401]
+    assert responses[0].json()["error"] == "Unauthorized"
     assert [entry.authorization for entry in client.sandbox.requests[1:]] == [logged] * 3
     assert list(client.sandbox.jobs) == [job_id]
 
 
-def test_a_revoked_key_stops_at_once_and_a_new_one_takes_over(client, anonymous):
+def test_a_revoked_key_is_401_at_once_and_a_new_one_is_accepted(client, anonymous):
     job_id = client.make("a song")
     client.sandbox.revoke_key()
     assert client.get(job_id).status_code == 401

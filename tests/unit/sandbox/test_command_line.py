@@ -32,7 +32,7 @@ def running(*arguments):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_serves_until_it_is_told_to_stop(anonymous, tmp_path, number):
+def test_the_command_serves_until_it_gets_a_signal(anonymous, tmp_path, number):
     log = tmp_path / "requests.jsonl"
     with running("--api-key", "key-of-the-test", "--request-log", str(log)) as (process, url, connection):
         assert connection == {"conn_type": "whisul", "password": "key-of-the-test", "host": url}
@@ -91,14 +91,14 @@ def test_without_flags_the_options_are_the_defaults():
         (["--request-log", "/no/such/folder/log"], "No such file"),
     ],
 )
-def test_wrong_arguments_are_named(capsys, arguments, message):
+def test_the_error_names_a_wrong_argument(capsys, arguments, message):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_busy_port_is_named(capsys):
+def test_the_error_names_a_busy_port(capsys):
     with Sandbox() as other:
         port = other.base_url.split(":")[2].split("/")[0]
         assert main(["--port", port]) == 1

@@ -1,4 +1,4 @@
-"""Each fault, as a client meets it, and when it strikes."""
+"""Each fault as a client sees it, and which requests it affects."""
 
 from __future__ import annotations
 
@@ -31,38 +31,38 @@ SLOW = {"get-slow", "post-slow"}
 JOB_MADE = {"post-drop", "post-truncated", "post-html-202", "post-slow", "post-no-id", "post-bad-id"}
 
 
-def test_every_fault_is_tested_here():
+def test_every_fault_has_a_test():
     assert {*STATUSES, *BROKEN, *SLOW} == {*GET_FAULTS, *POST_FAULTS}
 
 
 @pytest.mark.parametrize("fault", [name for name in STATUSES if name in GET_FAULTS])
-def test_get_answers_wrongly_once_and_then_rightly(client, fault):
+def test_a_get_fault_happens_once_and_the_next_response_is_right(client, fault):
     job_id = client.make(f"a song [sandbox:{fault}]")
-    answer = client.get(job_id, allow_redirects=False)
-    assert answer.status_code == STATUSES[fault]
-    assert answer.headers["Content-Type"].startswith("text/html" if fault in PAGES else "application/json")
+    response = client.get(job_id, allow_redirects=False)
+    assert response.status_code == STATUSES[fault]
+    assert response.headers["Content-Type"].startswith("text/html" if fault in PAGES else "application/json")
     assert (client.last.status, client.last.fault, client.last.job_id) == (STATUSES[fault], fault, job_id)
     assert client.job(job_id)["status"] == "running"
     assert client.last.fault is None
 
 
 @pytest.mark.parametrize("fault", [name for name in STATUSES if name in POST_FAULTS])
-def test_post_answers_wrongly_once_and_then_rightly(client, fault):
+def test_a_post_fault_happens_once_and_the_next_response_is_right(client, fault):
     prompt = f"a song [sandbox:{fault}]"
-    answer = client.post(prompt, allow_redirects=False)
-    assert answer.status_code == STATUSES[fault]
-    assert answer.headers["Content-Type"].startswith("text/html" if fault in PAGES else "application/json")
+    response = client.post(prompt, allow_redirects=False)
+    assert response.status_code == STATUSES[fault]
+    assert response.headers["Content-Type"].startswith("text/html" if fault in PAGES else "application/json")
     made = list(client.sandbox.jobs)
     assert len(made) == (1 if fault in JOB_MADE else 0)
     assert (client.last.fault, client.last.job_id) == (fault, made[0] if made else None)
     assert client.make(prompt) in client.sandbox.jobs
 
 
-def test_202_without_an_id(client):
+def test_post_no_id_is_a_202_without_a_job_id(client):
     assert client.post("a [sandbox:post-no-id]").json() == {"message": "Composition task received."}
 
 
-def test_202_with_an_id_that_leads_elsewhere(client):
+def test_post_bad_id_is_a_202_with_an_id_that_is_a_path(client):
     body = client.post("a [sandbox:post-bad-id]").json()
     assert (body["job_id"], body["poll_url"]) == ("../x?y", "/jobs/../x?y")
 
@@ -85,21 +85,21 @@ def test_a_dropped_connection(client, fault):
 
 
 @pytest.mark.parametrize("fault", ["get-truncated", "post-truncated"])
-def test_a_truncated_answer(client, fault):
+def test_a_truncated_response_is_shorter_than_its_content_length(client, fault):
     prompt = f"a song [sandbox:{fault}]"
     if fault == "get-truncated":
-        answer = client.get(client.make(prompt), stream=True)
+        response = client.get(client.make(prompt), stream=True)
     else:
-        answer = client.post(prompt, stream=True)
-    length = int(answer.headers["Content-Length"])
+        response = client.post(prompt, stream=True)
+    length = int(response.headers["Content-Length"])
     with pytest.raises(requests.exceptions.ChunkedEncodingError) as caught:
-        _ = answer.content
+        _ = response.content
     assert f"IncompleteRead({length // 2} bytes read, {length - length // 2} more expected)" in str(caught.value)
     assert len(client.sandbox.jobs) == 1
     assert (client.last.status, client.last.fault) == (200 if fault == "get-truncated" else 202, fault)
 
 
-def test_a_slow_get_takes_its_seconds_and_then_answers(client):
+def test_a_slow_get_is_answered_after_its_seconds(client):
     job_id = client.make("a song [sandbox:get-slow=0.2]")
     begin = time.monotonic()
     assert client.job(job_id)["status"] == "running"
@@ -109,7 +109,7 @@ def test_a_slow_get_takes_its_seconds_and_then_answers(client):
     assert client.last.fault is None
 
 
-def test_a_slow_post_is_too_slow_for_a_client_but_makes_its_job(client):
+def test_a_slow_post_that_the_client_gives_up_on_makes_its_job(client):
     with pytest.raises(requests.ReadTimeout):
         client.session.post(
             f"{client.sandbox.base_url}/generate", json={"prompt": "a [sandbox:post-slow=9]"}, timeout=(5, 0.1)
@@ -118,7 +118,7 @@ def test_a_slow_post_is_too_slow_for_a_client_but_makes_its_job(client):
     assert (client.last.status, client.last.fault) == (202, "post-slow")
 
 
-def test_a_slow_answer_keeps_nobody_else_waiting(client):
+def test_a_slow_response_delays_no_other_request(client):
     slow = client.make("a [sandbox:get-slow=9]")
     with pytest.raises(requests.ReadTimeout):
         client.get(slow, timeout=(5, 0.05))
@@ -127,7 +127,7 @@ def test_a_slow_answer_keeps_nobody_else_waiting(client):
     assert time.monotonic() - begin < 5
 
 
-def test_a_bare_slow_takes_the_options_delay(start):
+def test_slow_without_a_number_takes_the_delay_of_the_options(start):
     client = start(slow_seconds=0.15)
     job_id = client.make("a song [sandbox:get-slow]")
     begin = time.monotonic()
@@ -136,18 +136,18 @@ def test_a_bare_slow_takes_the_options_delay(start):
 
 
 @pytest.mark.parametrize("method", ["get", "post"])
-def test_following_a_redirect_with_the_key_is_seen(client, method):
+def test_following_a_redirect_with_the_key_is_logged_as_key_elsewhere(client, method):
     if method == "get":
-        answer = client.get(client.make("a [sandbox:get-redirect]"))
+        response = client.get(client.make("a [sandbox:get-redirect]"))
     else:
-        answer = client.post("a [sandbox:post-redirect]")
-    assert answer.text.count("A redirect was followed") == 2
+        response = client.post("a [sandbox:post-redirect]")
+    assert response.text.count("A redirect was followed") == 2
     assert client.last.path.startswith("/elsewhere/api/")
     assert client.last.method == method.upper()
     assert client.last.key_elsewhere is True
 
 
-def test_faults_hit_each_job_anew_and_in_the_order_of_the_prompt(client):
+def test_get_faults_count_by_job_and_come_in_the_order_of_the_prompt(client):
     prompt = "[sandbox:get-500=2] a song [sandbox:get-404]"
     for job_id in (client.make(prompt), client.make(prompt)):
         assert [client.get(job_id).status_code for _ in range(4)] == [500, 500, 404, 200]
@@ -158,7 +158,7 @@ def test_post_faults_count_by_prompt(client):
     assert [client.post(prompt).status_code for prompt in posts] == [500, 500, 500, 202]
 
 
-def test_rates_hit_about_as_often_as_they_say_and_by_seed(start):
+def test_fault_rates_hold_on_average_and_depend_on_the_seed(start):
     def faults(**options):
         client = start(**options)
         job_id = client.make("a song")
@@ -175,7 +175,7 @@ def test_rates_hit_about_as_often_as_they_say_and_by_seed(start):
     assert faults(fault_rates=rates, seed=1) != first
 
 
-def test_rates_hit_posts_and_unknown_jobs_too(start):
+def test_fault_rates_apply_to_posts_and_unknown_jobs_too(start):
     client = start(fault_rates={"post-500": 1.0, "get-429": 1.0})
     assert client.post("a song").status_code == 500
     assert client.get("unknown").status_code == 429

@@ -1,4 +1,4 @@
-"""Songs that play and covers that show."""
+"""The audio and covers that the sandbox serves."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def finished(client, clock, prompt="a song"):
 
 def test_the_song_is_a_wav_of_its_duration(client, clock, anonymous):
     result = finished(client, clock)
-    answer = anonymous.get(result["song_url"], timeout=5)
-    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "audio/wav")
-    assert int(answer.headers["Content-Length"]) == len(answer.content) < 200_000
-    with wave.open(io.BytesIO(answer.content)) as song:
+    response = anonymous.get(result["song_url"], timeout=5)
+    assert (response.status_code, response.headers["Content-Type"]) == (200, "audio/wav")
+    assert int(response.headers["Content-Length"]) == len(response.content) < 200_000
+    with wave.open(io.BytesIO(response.content)) as song:
         assert (song.getnchannels(), song.getsampwidth(), song.getframerate()) == (1, 1, 8000)
         seconds = song.getnframes() / song.getframerate()
         samples = song.readframes(song.getnframes())
@@ -32,16 +32,16 @@ def test_the_song_is_a_wav_of_its_duration(client, clock, anonymous):
 
 
 @pytest.mark.parametrize(("duration", "seconds"), [("0:03", 3), ("2", 2), ("0:01:02", 62), ("9:59:59", media.LONGEST)])
-def test_a_duration_that_was_asked_for_is_kept_up_to_a_limit(client, clock, anonymous, duration, seconds):
+def test_the_wav_has_the_duration_of_the_directive_up_to_a_limit(client, clock, anonymous, duration, seconds):
     url = finished(client, clock, f"a song [sandbox:duration={duration}]")["song_url"]
     with wave.open(io.BytesIO(anonymous.get(url, timeout=5).content)) as song:
         assert song.getnframes() == seconds * song.getframerate()
 
 
 def test_the_cover_is_a_png(client, clock, anonymous):
-    answer = anonymous.get(finished(client, clock)["image_url"], timeout=5)
-    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/png")
-    data = answer.content
+    response = anonymous.get(finished(client, clock)["image_url"], timeout=5)
+    assert (response.status_code, response.headers["Content-Type"]) == (200, "image/png")
+    data = response.content
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     chunks, at = {}, 8
     while at < len(data):
@@ -56,7 +56,7 @@ def test_the_cover_is_a_png(client, clock, anonymous):
     assert len(zlib.decompress(chunks[b"IDAT"])) == height * (1 + 3 * width)
 
 
-def test_each_job_has_its_own_and_keeps_it(client, clock, anonymous):
+def test_each_job_has_media_of_its_own_that_never_change(client, clock, anonymous):
     one, two = (finished(client, clock) for _ in range(2))
     for url in ("song_url", "image_url"):
         assert anonymous.get(one[url], timeout=5).content != anonymous.get(two[url], timeout=5).content
@@ -67,7 +67,7 @@ def test_each_job_has_its_own_and_keeps_it(client, clock, anonymous):
     ("wanted", "first", "last"),
     [("bytes=0-99", 0, 99), ("bytes=100-", 100, None), ("bytes=-50", -50, None), ("bytes=10-99999999", 10, None)],
 )
-def test_a_range(client, clock, anonymous, wanted, first, last):
+def test_a_range_is_sent_as_206(client, clock, anonymous, wanted, first, last):
     url = finished(client, clock)["song_url"]
     whole = anonymous.get(url, timeout=5)
     assert whole.headers["Accept-Ranges"] == "bytes"
@@ -85,24 +85,24 @@ def test_a_range(client, clock, anonymous, wanted, first, last):
 def test_a_range_beyond_the_end_is_416(client, clock, anonymous, wanted):
     url = finished(client, clock)["image_url"]
     size = len(anonymous.get(url, timeout=5).content)
-    answer = anonymous.get(url, headers={"Range": wanted}, timeout=5)
-    assert (answer.status_code, answer.content) == (416, b"")
-    assert answer.headers["Content-Range"] == f"bytes */{size}"
+    response = anonymous.get(url, headers={"Range": wanted}, timeout=5)
+    assert (response.status_code, response.content) == (416, b"")
+    assert response.headers["Content-Range"] == f"bytes */{size}"
 
 
 @pytest.mark.parametrize("wanted", ["bytes=5-2", "bytes=-", "bytes=0-1,4-5", "lines=1-2"])
-def test_a_range_that_means_nothing_is_ignored(client, clock, anonymous, wanted):
+def test_a_range_that_cannot_be_read_is_ignored(client, clock, anonymous, wanted):
     url = finished(client, clock)["image_url"]
-    answer = anonymous.get(url, headers={"Range": wanted}, timeout=5)
-    assert answer.status_code == 200
-    assert answer.content == anonymous.get(url, timeout=5).content
+    response = anonymous.get(url, headers={"Range": wanted}, timeout=5)
+    assert response.status_code == 200
+    assert response.content == anonymous.get(url, timeout=5).content
 
 
-def test_head_says_the_length_and_nothing_more(client, clock, anonymous):
+def test_head_returns_the_length_and_no_body(client, clock, anonymous):
     url = finished(client, clock)["song_url"]
     size = len(anonymous.get(url, timeout=5).content)
-    answer = anonymous.head(url, timeout=5)
-    assert (answer.status_code, int(answer.headers["Content-Length"]), answer.content) == (200, size, b"")
+    response = anonymous.head(url, timeout=5)
+    assert (response.status_code, int(response.headers["Content-Length"]), response.content) == (200, size, b"")
 
 
 def test_media_of_other_than_finished_jobs_is_404(client, clock, anonymous):
@@ -122,6 +122,6 @@ def test_media_of_other_than_finished_jobs_is_404(client, clock, anonymous):
     assert anonymous.get(f"{root}/media/audio/{done}.wav", timeout=5).status_code == 200
 
 
-def test_media_cannot_be_posted_to(client, clock, anonymous):
-    answer = anonymous.post(finished(client, clock)["song_url"], timeout=5)
-    assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, HEAD")
+def test_a_post_to_media_is_405(client, clock, anonymous):
+    response = anonymous.post(finished(client, clock)["song_url"], timeout=5)
+    assert (response.status_code, response.headers["Allow"]) == (405, "GET, HEAD")

@@ -1,4 +1,4 @@
-"""What can go wrong with songs and covers, as a client meets it."""
+"""Each fault of songs and covers, as a client sees it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def finished(client, clock, prompt):
     return client.job(job_id)["result"]
 
 
-def test_every_fault_is_tested_here():
+def test_every_fault_has_a_test():
     assert {*STATUSES, *CONTENTS, *BROKEN, "media-slow"} == {*MEDIA_FAULTS}
 
 
 @pytest.mark.parametrize("field", ["song_url", "image_url"])
 @pytest.mark.parametrize("fault", STATUSES)
-def test_each_file_is_answered_wrongly_once_and_then_rightly(client, clock, anonymous, fault, field):
+def test_a_media_fault_happens_once_per_file_and_the_next_response_is_right(client, clock, anonymous, fault, field):
     url = finished(client, clock, f"a song [sandbox:{fault}]")[field]
-    answer = anonymous.get(url, timeout=5, allow_redirects=False)
-    assert answer.status_code == STATUSES[fault]
+    response = anonymous.get(url, timeout=5, allow_redirects=False)
+    assert response.status_code == STATUSES[fault]
     assert (client.last.fault, client.last.status) == (fault, STATUSES[fault])
     assert anonymous.get(url, timeout=5).status_code == 200
     assert client.last.fault is None
@@ -45,33 +45,33 @@ def test_a_redirect_leads_to_the_file(client, clock, anonymous):
 
 def test_a_redirect_to_plain_http(client, clock, anonymous):
     url = finished(client, clock, "a song [sandbox:media-redirect-http]")["song_url"]
-    answer = anonymous.get(url, timeout=5, allow_redirects=False)
-    assert answer.headers["Location"].startswith("http://media.example/")
+    response = anonymous.get(url, timeout=5, allow_redirects=False)
+    assert response.headers["Location"].startswith("http://media.example/")
 
 
-def test_a_page_instead_of_a_song(client, clock, anonymous):
-    answer = anonymous.get(finished(client, clock, "[sandbox:media-html]")["song_url"], timeout=5)
-    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+def test_media_html_is_a_page_instead_of_a_song(client, clock, anonymous):
+    response = anonymous.get(finished(client, clock, "[sandbox:media-html]")["song_url"], timeout=5)
+    assert (response.status_code, response.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
 
 
 def test_an_empty_file(client, clock, anonymous):
-    answer = anonymous.get(finished(client, clock, "[sandbox:media-empty]")["song_url"], timeout=5)
-    assert (answer.status_code, answer.content, answer.headers["Content-Length"]) == (200, b"", "0")
-    assert answer.headers["Content-Type"] == "audio/wav"
+    response = anonymous.get(finished(client, clock, "[sandbox:media-empty]")["song_url"], timeout=5)
+    assert (response.status_code, response.content, response.headers["Content-Length"]) == (200, b"", "0")
+    assert response.headers["Content-Type"] == "audio/wav"
 
 
 @pytest.mark.parametrize(("fault", "share"), [("media-cut", 0.5), ("media-wrong-length", 1)])
-def test_less_comes_than_was_said(client, clock, anonymous, fault, share):
+def test_a_cut_file_is_shorter_than_its_content_length(client, clock, anonymous, fault, share):
     url = finished(client, clock, f"a song [sandbox:{fault}]")["song_url"]
-    answer = anonymous.get(url, timeout=5, stream=True)
-    said = int(answer.headers["Content-Length"])
+    response = anonymous.get(url, timeout=5, stream=True)
+    length = int(response.headers["Content-Length"])
     with pytest.raises(requests.exceptions.ChunkedEncodingError, match="bytes read"):
-        _ = answer.content
+        _ = response.content
     whole = anonymous.get(url, timeout=5).content
-    assert said == (len(whole) if share < 1 else len(whole) + 1000)
+    assert length == (len(whole) if share < 1 else len(whole) + 1000)
 
 
-def test_the_rest_of_a_cut_file_can_be_had(client, clock, anonymous):
+def test_the_rest_of_a_cut_file_can_be_requested(client, clock, anonymous):
     url = finished(client, clock, "a song [sandbox:media-cut]")["song_url"]
     first = anonymous.get(url, timeout=5, stream=True)
     came = first.raw.read(10_000)
@@ -80,17 +80,17 @@ def test_the_rest_of_a_cut_file_can_be_had(client, clock, anonymous):
     assert came + rest.content == anonymous.get(url, timeout=5).content
 
 
-def test_of_another_version_the_whole_is_sent(client, clock, anonymous):
+def test_if_range_of_another_version_gets_the_whole_file(client, clock, anonymous):
     url = finished(client, clock, "a song")["song_url"]
-    answer = anonymous.get(url, headers={"Range": "bytes=10-", "If-Range": '"another"'}, timeout=5)
-    assert answer.status_code == 200
+    response = anonymous.get(url, headers={"Range": "bytes=10-", "If-Range": '"another"'}, timeout=5)
+    assert response.status_code == 200
 
 
-def test_a_host_that_knows_no_ranges(client, clock, anonymous):
+def test_a_host_without_ranges_sends_the_whole_file(client, clock, anonymous):
     url = finished(client, clock, "a song [sandbox:media-no-range]")["song_url"]
-    answer = anonymous.get(url, headers={"Range": "bytes=10-"}, timeout=5)
-    assert answer.status_code == 200
-    assert "Accept-Ranges" not in answer.headers
+    response = anonymous.get(url, headers={"Range": "bytes=10-"}, timeout=5)
+    assert response.status_code == 200
+    assert "Accept-Ranges" not in response.headers
     assert anonymous.get(url, headers={"Range": "bytes=10-"}, timeout=5).status_code == 206
 
 
@@ -108,12 +108,12 @@ def test_a_slow_file(client, clock, anonymous):
     assert time.monotonic() - begin >= 0.2
 
 
-def test_faults_strike_by_their_rate(start, clock, anonymous):
+def test_media_fault_rates_hold(start, clock, anonymous):
     client = start(fault_rates={"media-500": 1.0})
     assert anonymous.get(finished(client, clock, "a song")["song_url"], timeout=5).status_code == 500
 
 
-def test_the_first_urls_expire(client, clock, anonymous):
+def test_expired_with_a_number_makes_the_first_urls_expire(client, clock, anonymous):
     job_id = client.make("a song [sandbox:media-expired=2]")
     clock.advance(100)
     urls = [client.job(job_id)["result"]["song_url"] for _ in range(3)]
@@ -122,35 +122,35 @@ def test_the_first_urls_expire(client, clock, anonymous):
     assert anonymous.get(urls[0].partition("?")[0], timeout=5).status_code == 403
 
 
-def test_a_bare_expired_takes_one(client, clock, anonymous):
+def test_expired_without_a_number_makes_one_url_expire(client, clock, anonymous):
     job_id = client.make("a song [sandbox:media-expired]")
     clock.advance(100)
     urls = [client.job(job_id)["result"]["image_url"] for _ in range(2)]
     assert [anonymous.get(url, timeout=5).status_code for url in urls] == [403, 200]
 
 
-def test_gone(client, clock, anonymous):
+def test_media_gone_makes_every_url_fail(client, clock, anonymous):
     result = finished(client, clock, "a song [sandbox:media-gone]")
     assert [anonymous.get(result[field], timeout=5).status_code for field in ("song_url", "image_url")] == [410, 410]
 
 
 @pytest.mark.parametrize(("text", "size"), [("1MB", 1_000_000), ("300kB", 300_000), ("400000", 400_000)])
-def test_a_large_song(client, clock, anonymous, text, size):
+def test_a_large_song_has_the_size_of_the_directive(client, clock, anonymous, text, size):
     url = finished(client, clock, f"a song [sandbox:media-size={text}]")["song_url"]
-    answer = anonymous.get(url, timeout=5)
-    assert int(answer.headers["Content-Length"]) == len(answer.content) == size
-    assert answer.content.startswith(b"RIFF")
+    response = anonymous.get(url, timeout=5)
+    assert int(response.headers["Content-Length"]) == len(response.content) == size
+    assert response.content.startswith(b"RIFF")
     middle = anonymous.get(url, headers={"Range": f"bytes=1000-{size - 2}"}, timeout=5)
-    assert zlib.crc32(middle.content) == zlib.crc32(answer.content[1000:-1])
+    assert zlib.crc32(middle.content) == zlib.crc32(response.content[1000:-1])
     head = anonymous.head(url, timeout=5)
     assert (int(head.headers["Content-Length"]), head.content) == (size, b"")
 
 
 def test_a_large_song_can_be_cut(client, clock, anonymous):
     url = finished(client, clock, "a song [sandbox:media-size=1MB] [sandbox:media-cut]")["song_url"]
-    answer = anonymous.get(url, timeout=5, stream=True)
+    response = anonymous.get(url, timeout=5, stream=True)
     with pytest.raises(requests.exceptions.ChunkedEncodingError, match="500000 bytes read, 500000 more expected"):
-        _ = answer.content
+        _ = response.content
 
 
 @pytest.mark.parametrize(
@@ -163,6 +163,6 @@ def test_a_large_song_can_be_cut(client, clock, anonymous):
     ],
 )
 def test_a_directive_that_cannot_be_read_is_400(client, directive, message):
-    answer = client.post(f"a song [sandbox:{directive}]")
-    assert answer.status_code == 400
-    assert message in answer.json()["message"]
+    response = client.post(f"a song [sandbox:{directive}]")
+    assert response.status_code == 400
+    assert message in response.json()["message"]

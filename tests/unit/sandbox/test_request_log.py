@@ -1,4 +1,4 @@
-"""The request log: what it tells, and the key that it never shows."""
+"""The request log: what an entry holds, and that it never holds the key."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from airflow_provider_whisul.sandbox import LoggedRequest
 KEY = "a-secret-key-of-some-length"
 
 
-def test_an_entry_tells_what_happened(client, clock):
+def test_an_entry_holds_the_request_and_its_outcome(client, clock):
     client.session.headers["User-Agent"] = "tester/1"
     job_id = client.make("a song")
     clock.advance(5)
@@ -72,7 +72,7 @@ def test_the_key_in_another_place_is_noticed_and_not_shown(client, path, argumen
     assert KEY not in str(asdict(client.last))
 
 
-def test_a_key_of_the_past_is_noticed_too(client):
+def test_an_earlier_key_is_noticed_too(client):
     client.sandbox.restore_key("another-key")
     client.session.get(f"{client.sandbox.base_url}/jobs/x?key={KEY}", timeout=5)
     assert (client.last.authorization, client.last.key_elsewhere) == ("wrong", True)
@@ -86,7 +86,7 @@ def test_a_short_key_counts_only_where_it_stands_alone(start):
     assert (client.last.key_elsewhere, client.last.path) == (True, "/api/jobs/x?key=***")
 
 
-def test_the_key_has_no_place_in_a_request_for_media(client, clock, anonymous):
+def test_the_key_in_a_request_for_media_is_noticed(client, clock, anonymous):
     job_id = client.make("a song")
     clock.advance(100)
     url = client.job(job_id)["result"]["song_url"]
@@ -108,6 +108,6 @@ def test_the_log_over_http(client, anonymous):
 
 def test_the_key_revoked_over_http(client, anonymous):
     root = client.sandbox.base_url.removesuffix("/api")
-    answer = anonymous.post(f"{root}/_sandbox/revoke-key", timeout=5)
-    assert (answer.status_code, answer.json()) == (200, {"revoked": True})
+    response = anonymous.post(f"{root}/_sandbox/revoke-key", timeout=5)
+    assert (response.status_code, response.json()) == (200, {"revoked": True})
     assert client.post("a song").status_code == 401

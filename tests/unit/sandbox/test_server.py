@@ -18,7 +18,7 @@ import requests
 from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions
 
 
-def test_importing_it_loads_neither_aiohttp_nor_airflow():
+def test_importing_the_sandbox_imports_neither_aiohttp_nor_airflow():
     code = (
         "import sys; from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions; Sandbox(SandboxOptions());"
         "print({'aiohttp', 'airflow', 'requests'} & set(sys.modules))"
@@ -27,7 +27,7 @@ def test_importing_it_loads_neither_aiohttp_nor_airflow():
     assert done.stdout.strip() == "set()"
 
 
-def test_the_connection(client):
+def test_the_connection_holds_the_key_and_the_base_url(client):
     assert json.loads(client.sandbox.connection) == {
         "conn_type": "whisul",
         "password": "a-secret-key-of-some-length",
@@ -68,18 +68,18 @@ def test_a_busy_port_is_an_error_in_the_caller():
         assert again.base_url == first.base_url
 
 
-def test_it_has_no_address_before_it_is_started():
+def test_the_sandbox_has_no_address_before_it_is_started():
     with pytest.raises(RuntimeError, match="start it first"):
         _ = Sandbox().base_url
 
 
-def test_it_cannot_run_twice_at_once(client):
+def test_the_sandbox_cannot_run_twice_at_once(client):
     with pytest.raises(RuntimeError, match="running already"), client.sandbox:
         pass
     assert client.post("still here").status_code == 202
 
 
-def test_what_it_knows_outlives_its_stop_and_it_can_start_again(anonymous):
+def test_the_sandbox_keeps_its_jobs_over_a_restart(anonymous):
     sandbox = Sandbox(SandboxOptions(api_key="key-of-the-test"))
     headers = {"Authorization": "Bearer key-of-the-test"}
     with sandbox:
@@ -89,17 +89,17 @@ def test_what_it_knows_outlives_its_stop_and_it_can_start_again(anonymous):
     with pytest.raises(requests.ConnectionError):
         anonymous.get(f"{sandbox.base_url}/jobs/{job_id}", headers=headers, timeout=5)
     with sandbox:
-        answer = anonymous.get(f"{sandbox.base_url}/jobs/{job_id}", headers=headers, timeout=5)
-    assert answer.json()["status"] == "running"
+        response = anonymous.get(f"{sandbox.base_url}/jobs/{job_id}", headers=headers, timeout=5)
+    assert response.json()["status"] == "running"
 
 
-def test_it_stops_promptly_with_idle_connections_and_a_slow_answer_under_way(anonymous):
+def test_the_sandbox_stops_promptly_despite_idle_connections_and_a_slow_response(anonymous):
     before = set(threading.enumerate())
     sandbox = Sandbox(SandboxOptions(api_key="key-of-the-test"))
     headers = {"Authorization": "Bearer key-of-the-test"}
     errors = []
 
-    def wait_for_the_slow_answer(url):
+    def wait_for_the_slow_response(url):
         try:
             requests.post(url, json={"prompt": "[sandbox:post-slow=60]"}, headers=headers, timeout=30)
         except requests.ConnectionError as error:
@@ -108,7 +108,7 @@ def test_it_stops_promptly_with_idle_connections_and_a_slow_answer_under_way(ano
     with sandbox:
         url = f"{sandbox.base_url}/generate"
         anonymous.post(url, json={"prompt": "kept alive"}, headers=headers, timeout=5)
-        waiting = threading.Thread(target=wait_for_the_slow_answer, args=(url,))
+        waiting = threading.Thread(target=wait_for_the_slow_response, args=(url,))
         waiting.start()
         until = time.monotonic() + 5
         while len(sandbox.jobs) < 2 and time.monotonic() < until:
@@ -130,7 +130,7 @@ def test_faults_leave_no_trace_in_the_servers_log(client, caplog):
     assert [record for record in caplog.records if record.name.startswith(("aiohttp", "asyncio"))] == []
 
 
-def test_each_request_is_reported_as_it_comes(anonymous):
+def test_each_request_is_reported_when_it_arrives(anonymous):
     seen = []
     with Sandbox(on_request=seen.append) as sandbox:
         anonymous.get(f"{sandbox.base_url}/jobs/x", timeout=5)
@@ -146,14 +146,14 @@ def test_serve_in_the_callers_loop(clock):
         async with sandbox.serve() as served, aiohttp.ClientSession(headers=headers) as session:
             assert served is sandbox
             assert threading.active_count() == threads
-            async with session.post(f"{sandbox.base_url}/generate", json={"prompt": "a song"}) as answer:
-                job_id = (await answer.json())["job_id"]
+            async with session.post(f"{sandbox.base_url}/generate", json={"prompt": "a song"}) as response:
+                job_id = (await response.json())["job_id"]
             clock.advance(5)
-            async with session.get(f"{sandbox.base_url}/jobs/{job_id}") as answer:
-                body = await answer.json()
+            async with session.get(f"{sandbox.base_url}/jobs/{job_id}") as response:
+                body = await response.json()
             sandbox.revoke_key()
-            async with session.get(f"{sandbox.base_url}/jobs/{job_id}") as answer:
-                assert answer.status == 401
+            async with session.get(f"{sandbox.base_url}/jobs/{job_id}") as response:
+                assert response.status == 401
             with pytest.raises(RuntimeError, match="running already"):
                 async with sandbox.serve():
                     pass
@@ -169,8 +169,8 @@ def test_many_jobs_at_once():
         async with sandbox.serve(), aiohttp.ClientSession(headers=headers) as session:
 
             async def make(number):
-                async with session.post(f"{sandbox.base_url}/generate", json={"prompt": f"song {number}"}) as answer:
-                    return (await answer.json())["job_id"]
+                async with session.post(f"{sandbox.base_url}/generate", json={"prompt": f"song {number}"}) as response:
+                    return (await response.json())["job_id"]
 
             ids = await asyncio.gather(*(make(number) for number in range(300)))
         assert sandbox.jobs.keys() == set(ids)

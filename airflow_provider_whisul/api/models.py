@@ -1,0 +1,175 @@
+"""What the API returns, as data: a song and its job."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypedDict
+
+from airflow_provider_whisul.exceptions import WhisulError, WhisulJobFailedError, WhisulResponseError
+from airflow_provider_whisul.text import quote, storable
+
+
+class Song(TypedDict):
+    """A song as plain data, as the operator and the sensor return it. Any field but ``job_id`` may be missing."""
+
+    job_id: str
+    prompt: str | None
+    title: str | None
+    #: Beats per minute.
+    bpm: float | None
+    duration_seconds: float | None
+    #: Where the audio is, on a host that must never see the API key.
+    song_url: str | None
+    #: Where the cover is, likewise.
+    image_url: str | None
+    tags: list[str]
+    #: ISO 8601, UTC.
+    started_at: str | None
+    finished_at: str | None
+
+
+@dataclass(frozen=True)
+class WhisulJob:
+    """
+    A job as a poll returned it (page api-reference/job-status).
+
+    :param job_id: The job's id.
+    :param status: ``running``, ``completed`` or ``failed``. Any other word is undocumented and counts as running.
+    :param prompt: The prompt.
+    :param song: The song, None unless the job is completed.
+    :param error: Why the job failed, None unless it failed and the API gives a reason.
+    :param started_at: When the job started, UTC.
+    :param finished_at: When the job ended, UTC; None while it runs.
+    """
+
+    job_id: str
+    status: str
+    prompt: str | None = None
+    song: Song | None = None
+    error: str | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+    @classmethod
+    def from_json(cls, job_id: str, data: Mapping[str, object]) -> WhisulJob:
+        """
+        Return the job that a response body describes.
+
+        :param job_id: The job that was polled.
+        :param data: The body.
+        :raises WhisulResponseError: The body has no status, or the job is completed and the body has no result.
+        """
+        status = data.get("status")
+        if not isinstance(status, str):
+            raise WhisulResponseError(
+                f"Whisul's response about job {job_id} has no status.", job_id=job_id, http_status=200
+            )
+        status, result = quote(status), data.get("result")
+        if status == "completed" and not isinstance(result, dict):
+            raise WhisulResponseError(
+                f"Whisul says that job {job_id} is completed, but sends no result with it.",
+                job_id=job_id,
+                http_status=200,
+            )
+        return cls(
+            job_id=job_id,
+            status=status,
+            prompt=_text(data.get("prompt")),
+            song=_song(job_id, data, result) if status == "completed" and isinstance(result, dict) else None,
+            error=_text(data.get("error")),
+            started_at=_utc(data.get("started_at")),
+            finished_at=_utc(data.get("finished_at")),
+        )
+
+    @property
+    def completed(self) -> bool:
+        return self.status == "completed"
+
+    @property
+    def failed(self) -> bool:
+        return self.status == "failed"
+
+    @property
+    def status_known(self) -> bool:
+        return self.status in ("running", "completed", "failed")
+
+    def failed_error(self) -> WhisulJobFailedError:
+        """Return the error for a failed job."""
+        reason = quote(self.error).rstrip(".") if self.error else "Whisul gave no reason"
+        return WhisulJobFailedError(
+            f"Whisul job {self.job_id} failed: {reason}. A failed job cannot be resumed: only a new submission makes "
+            "the song; consider another prompt if the reason points at it.",
+            job_id=self.job_id,
+        )
+
+
+#: What one poll of a job brought: the job, or the error that the poll ended in.
+PollResult = WhisulJob | WhisulError
+
+
+def _song(job_id: str, job: Mapping[str, object], result: Mapping[str, object]) -> Song:
+    started_at, finished_at = _utc(job.get("started_at")), _utc(job.get("finished_at"))
+    return {
+        "job_id": job_id,
+        "prompt": _text(job.get("prompt")),
+        "title": _text(result.get("title")),
+        "bpm": _number(result.get("bpm")),
+        "duration_seconds": _duration(result.get("duration")),
+        "song_url": _text(result.get("song_url")),
+        "image_url": _text(result.get("image_url")),
+        "tags": _tags(result.get("tags")),
+        "started_at": started_at.isoformat() if started_at else None,
+        "finished_at": finished_at.isoformat() if finished_at else None,
+    }
+
+
+def _text(value: object) -> str | None:
+    return storable(value) if isinstance(value, str) else None
+
+
+def _number(value: object) -> float | None:
+    """Return a finite number of zero or more, None for anything else; whole ones stay ``int``."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    # A larger number is no tempo and no length, and as an int might not even be convertible.
+    if not 0 <= value < 1e9 or not math.isfinite(value):
+        return None
+    return int(value) if value == int(value) else value
+
+
+def _duration(value: object) -> float | None:
+    """Read ``m:ss``, ``h:mm:ss`` or seconds: the reference documents the first, the introduction the last."""
+    if isinstance(value, str) and ":" in value:
+        if not re.fullmatch(r"\s*(\d{1,6}:)?\d{1,6}:\d{1,2}\s*", value):
+            return None
+        seconds = 0
+        for part in value.split(":"):
+            seconds = seconds * 60 + int(part)
+        return seconds
+    return _number(value)
+
+
+def _tags(value: object) -> list[str]:
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
+    tags = (_text(part) for part in parts)
+    return [tag.strip() for tag in tags if tag and tag.strip()]
+
+
+def _utc(value: object) -> datetime | None:
+    """Read a time of the API: UTC without a zone, or ISO 8601."""
+    if not isinstance(value, str):
+        return None
+    try:
+        parsed = datetime.fromisoformat(value)
+        return parsed.astimezone(UTC) if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        return None

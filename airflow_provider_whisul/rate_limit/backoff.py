@@ -1,0 +1,63 @@
+"""How long to wait before the same request again (page guides/error-handling)."""
+
+from __future__ import annotations
+
+from airflow_provider_whisul.exceptions import WhisulError, WhisulRateLimitError
+
+#: Seconds to wait after the first, second, … 429 in a row. The last step repeats.
+BACKOFF_SCHEDULE = (5.0, 10.0, 20.0, 40.0, 60.0)
+
+#: Seconds, least and most, to wait after a transient failure: a 5xx, a broken connection or an unreadable response.
+TRANSIENT_DELAY = (10.0, 30.0)
+
+#: How often a worker sends one request, retries included, before it gives up.
+MAX_ATTEMPTS = 1 + len(BACKOFF_SCHEDULE)
+
+#: Seconds that a worker waits for one request at most, retries included. Then the task fails, and Airflow's retries
+#: wait.
+MAX_WORKER_WAIT = 600.0
+
+
+def backoff_delay(step: int) -> float:
+    """
+    Return the seconds to wait after a 429.
+
+    :param step: The step of the backoff schedule, from 0 on.
+    """
+    return BACKOFF_SCHEDULE[min(step, len(BACKOFF_SCHEDULE) - 1)]
+
+
+def transient_delay(jitter: float) -> float:
+    """
+    Return the seconds to wait after a transient failure.
+
+    :param jitter: From 0 up to 1: where between the least and the most.
+    """
+    least, most = TRANSIENT_DELAY
+    return least + jitter * (most - least)
+
+
+def retry_delay(error: WhisulError, step: int, jitter: float) -> float:
+    """
+    Return the seconds to wait before a retry after a transient error.
+
+    After a 429 that is the backoff schedule, or the server's ``Retry-After`` or our rate limiter's cool-down where one
+    of these is longer. After any other error it is 10 to 30 s.
+
+    :param error: The error.
+    :param step: The step of the backoff schedule, from 0 on.
+    :param jitter: From 0 up to 1: where between the least and the most.
+    """
+    if isinstance(error, WhisulRateLimitError):
+        return max(backoff_delay(step), error.retry_after or 0.0, error.cooldown or 0.0)
+    return transient_delay(jitter)
+
+
+def not_before(error: WhisulError, now: float) -> float | None:
+    """
+    Return when the next request may be sent after an error, in Unix seconds; None unless the key is throttled.
+
+    :param error: The error.
+    :param now: When the error came, in Unix seconds.
+    """
+    return now + retry_delay(error, 0, 0.0) if isinstance(error, WhisulRateLimitError) else None

@@ -1,0 +1,145 @@
+// Reads the state and the XComs of a run or of a task from Airflow's REST API, with the viewer's session.
+
+import { address, runUrl, tasksUrl } from "./address.js";
+
+// As airflow_provider_whisul.tracks.cards makes the keys: the songs before the entry's, its songs, how many failed.
+const KEY = "whisul_songs_";
+const KEY_PARTS = /^whisul_songs_(\d{1,7})_(\d{1,2})_(\d{1,2})$/;
+const PAGE_SIZE = 100;
+const TIMEOUT_MS = 30_000;
+const ENDED = new Set(["success", "failed", "skipped", "upstream_failed", "removed"]);
+
+class HttpError extends Error {
+  constructor(status) {
+    super(`Airflow responded with status ${status}.`);
+    this.status = status;
+  }
+}
+
+// Whether the same request would fail again until the viewer logs in or gets another role.
+export function isFinal(error) {
+  return [401, 403, 404].includes(error.status);
+}
+
+// What the page tells the viewer about an error of one of the functions below.
+export function describeError(error) {
+  if (error.name === "TimeoutError") return `Airflow did not respond within ${TIMEOUT_MS / 1_000} s.`;
+  switch (error.status) {
+    case undefined:
+      return error instanceof TypeError ? "Airflow cannot be reached." : String(error);
+    case 401:
+      return "Your session is over. Log in to Airflow again, then reload this page.";
+    case 403:
+      return "You may not read the XComs of this DAG, where its songs are. Ask an administrator of Airflow.";
+    case 404:
+      return "Airflow has no such run or task, or you may not see it.";
+    default:
+      return error.message;
+  }
+}
+
+function request(url, headers = {}) {
+  return fetch(url, {
+    credentials: "same-origin",
+    headers: { Accept: "application/json", ...headers },
+    redirect: "manual",
+    signal: AbortSignal.timeout(TIMEOUT_MS),
+  });
+}
+
+// Airflow 3.1.0 does not read the session's cookie in its API. Its UI keeps the session's token here.
+function storedToken() {
+  try {
+    return localStorage.getItem("token");
+  } catch {
+    return null;
+  }
+}
+
+function isJson(response) {
+  return /\bjson\b/i.test(response.headers.get("Content-Type") ?? "");
+}
+
+async function statusOf(response) {
+  // Airflow's API never redirects, and responds in JSON. Anything else is the login page of a proxy in front of it.
+  if (response.type === "opaqueredirect" || (response.ok && !isJson(response))) return 401;
+  // Airflow's response to a revoked token. Its UI treats that as the end of the session, too.
+  if (response.status === 403) {
+    const body = await response.json().catch(() => null);
+    if (body?.detail === "Invalid JWT token") return 401;
+  }
+  return response.status;
+}
+
+async function get(url) {
+  let response = await request(url);
+  let status = await statusOf(response);
+  const token = status === 401 ? storedToken() : null;
+  if (token) {
+    response = await request(url, { Authorization: `Bearer ${token}` });
+    status = await statusOf(response);
+  }
+  if (!response.ok || status === 401) throw new HttpError(status);
+  return response.json();
+}
+
+// The state of the run or the task. `end` is null until it ends, and another value each time it has been cleared.
+export async function readState() {
+  let url = runUrl;
+  if (address.task !== null) {
+    url = `${tasksUrl}/${encodeURIComponent(address.task)}`;
+    if (address.map !== null) url += `/${address.map}`;
+  }
+  const { state, start_date, end_date, try_number } = await get(url);
+  const end = ENDED.has(state) ? JSON.stringify([state, start_date, end_date, try_number]) : null;
+  return { state, end };
+}
+
+// The XCom entries that hold cards, in the order in which they are shown, without their values.
+export async function listEntries() {
+  const task = address.task === null ? "~" : encodeURIComponent(address.task);
+  const mapped = address.map === null ? "" : `&map_index=${address.map}`;
+  const entries = new Map();
+  for (let offset = 0; ; ) {
+    const url = `${tasksUrl}/${task}/xcomEntries?xcom_key_pattern=${KEY}&limit=${PAGE_SIZE}&offset=${offset}${mapped}`;
+    const page = await get(url);
+    for (const entry of page.xcom_entries) {
+      const parts = KEY_PARTS.exec(entry.key);
+      if (parts === null) continue;
+      const [first, songs, failed] = parts.slice(1).map(Number);
+      const id = JSON.stringify([entry.task_id, entry.map_index, first]);
+      const known = entries.get(id);
+      // Airflow 3.1.0 can keep an entry of an earlier try.
+      if (known && known.timestamp > entry.timestamp) continue;
+      entries.set(id, {
+        id,
+        task: entry.task_id,
+        map: entry.map_index,
+        first,
+        songs,
+        failed,
+        key: entry.key,
+        timestamp: entry.timestamp,
+      });
+    }
+    offset += page.xcom_entries.length;
+    if (page.xcom_entries.length === 0 || offset >= page.total_entries) break;
+  }
+  return [...entries.values()].sort(
+    (a, b) => (a.task < b.task ? -1 : a.task > b.task ? 1 : 0) || a.map - b.map || a.first - b.first,
+  );
+}
+
+// The songs of an entry, null where a custom XCom backend keeps them elsewhere.
+export async function readSongs(entry) {
+  const url = `${tasksUrl}/${encodeURIComponent(entry.task)}/xcomEntries/${entry.key}?map_index=${entry.map}`;
+  let { value } = await get(url);
+  if (typeof value === "string") {
+    try {
+      value = JSON.parse(value);
+    } catch {
+      return null;
+    }
+  }
+  return Array.isArray(value) ? value : null;
+}

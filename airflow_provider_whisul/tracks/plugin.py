@@ -1,0 +1,85 @@
+"""
+The Tracks tab of a DAG run and of a task instance in Airflow's UI (3.1 and later).
+
+The page that is served here holds no data. It reads the songs from Airflow's REST API with the viewer's session, so
+Airflow decides who may see them.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowPlugin
+
+from airflow_provider_whisul.version_compat import HAS_EXTERNAL_VIEWS
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+URL_PREFIX = "/whisul-tracks"
+
+#: The page's scripts and styles are its own files. Covers and songs come from any host that Whisul's URLs name.
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src http: https:; media-src http: https:; "
+        "connect-src 'self' http: https:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    # The browser asks each time whether the file has changed, else it would mix the files of two versions.
+    "Cache-Control": "no-cache",
+}
+
+# Airflow before 3.2 inserts the ids unencoded. The run's id may hold any character, so it comes last.
+_BASE = URL_PREFIX.removeprefix("/")
+_VIEW = {"name": "Tracks", "icon": f"{_BASE}/note.svg"}
+
+#: The tabs. Their URLs are relative, since Airflow may be served under a prefix.
+VIEWS: list[dict[str, str]] = [
+    {
+        **_VIEW,
+        "destination": "dag_run",
+        "url_route": "whisul-tracks",
+        "href": f"{_BASE}/?dag={{DAG_ID}}&run={{RUN_ID}}",
+    },
+    {
+        **_VIEW,
+        "destination": "task_instance",
+        "url_route": "whisul-task-tracks",
+        "href": f"{_BASE}/?dag={{DAG_ID}}&task={{TASK_ID}}&map={{MAP_INDEX}}&run={{RUN_ID}}",
+    },
+]
+
+
+class TracksPage:
+    """The files of the page as an ASGI application."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Respond to a request."""
+        await self._files(scope, receive, send)
+
+    @cached_property
+    def _files(self) -> ASGIApp:
+        # Imported at the first request: every Airflow process, each task's too, loads all plugins.
+        from starlette.staticfiles import StaticFiles
+
+        class Files(StaticFiles):
+            def file_response(self, *args: Any, **kwargs: Any) -> Response:
+                response = super().file_response(*args, **kwargs)
+                response.headers.update(HEADERS)
+                return response
+
+        return Files(directory=Path(__file__).with_name("page"), html=True)
+
+
+class WhisulTracksPlugin(AirflowPlugin):
+    """Adds the tabs, on an Airflow whose UI supports them."""
+
+    name = "whisul_tracks"
+    fastapi_apps: list[Any] = (
+        [{"app": TracksPage(), "url_prefix": URL_PREFIX, "name": "Whisul tracks"}] if HAS_EXTERNAL_VIEWS else []
+    )
+    external_views: list[Any] = VIEWS if HAS_EXTERNAL_VIEWS else []

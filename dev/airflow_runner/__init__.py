@@ -1,0 +1,1 @@
+"""Runs a real Airflow on this machine, for tests, benchmarks and the demo."""

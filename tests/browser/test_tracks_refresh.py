@@ -1,0 +1,103 @@
+"""How the Tracks tab follows a run, and what it does while Airflow fails."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from tests.browser.environment import Environment, Runs
+from tests.browser.pages import change_run, shorten_pauses
+
+# The first test waits for Airflow and all runs.
+pytestmark = pytest.mark.timeout(600)
+
+
+def test_the_page_says_that_airflow_fails_and_retries(env: Environment, runs: Runs, page: Page) -> None:
+    page.route("**/xcomEntries?*", lambda route: route.fulfill(status=503, body="{}"))
+    page.goto(env.page_url("tracks", runs.all_kinds))
+    expect(page.get_by_role("alert")).to_have_text("Airflow responded with status 503. Trying again.")
+    page.unroute("**/xcomEntries?*")
+    expect(page.get_by_role("status").first).to_have_text("14 songs, 3 failed")
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_the_page_says_that_airflow_does_not_respond_and_retries(env: Environment, runs: Runs, page: Page) -> None:
+    page.add_init_script("const after = AbortSignal.timeout; AbortSignal.timeout = () => after.call(AbortSignal, 200)")
+    pending: list[Route] = []
+    page.route("**/dagRuns/*", lambda route: pending.append(route))
+    page.goto(env.page_url("tracks", runs.all_kinds))
+    expect(page.get_by_role("alert")).to_have_text("Airflow did not respond within 30 s. Trying again.")
+    assert pending
+
+
+def test_a_cleared_run_is_refreshed_until_it_ends_again(env: Environment, runs: Runs, page: Page) -> None:
+    listed: list[str] = []
+    page.on("request", lambda request: listed.append(request.url) if "/xcomEntries?" in request.url else None)
+    shorten_pauses(page)
+    page.goto(env.page_url("tracks", runs.all_kinds))
+    count = page.get_by_role("status").first
+    expect(count).to_have_text("14 songs, 3 failed")
+    # After the end the page requests the state of the run, but not its songs.
+    while page.evaluate("pauses.length") < 3:
+        page.wait_for_timeout(100)
+    assert page.evaluate("Math.min(...pauses)") >= 60_000
+    assert len(listed) == 1
+
+    change_run(page, state="running", end_date=None)
+    expect(count).to_have_text("14 songs, 3 failed so far")
+    while page.evaluate("pauses.at(-1)") >= 60_000:
+        page.wait_for_timeout(100)
+    change_run(page, state="success", end_date="2031-01-01T00:00:00Z")
+    expect(count).to_have_text("14 songs, 3 failed")
+
+
+def test_a_run_that_was_cleared_and_has_ended_again_is_listed_again(env: Environment, runs: Runs, page: Page) -> None:
+    shorten_pauses(page)
+    page.goto(env.page_url("tracks", runs.all_kinds))
+    count = page.get_by_role("status").first
+    expect(count).to_have_text("14 songs, 3 failed")
+    page.route("**/xcomEntries?*", lambda route: route.fulfill(json={"xcom_entries": [], "total_entries": 0}))
+    change_run(page, end_date="2031-01-01T00:00:00Z")
+    expect(count).to_have_text("This run has made no songs.")
+    expect(page.get_by_role("listitem")).to_have_count(0)
+
+
+def test_cards_that_failed_to_load_can_be_retried_without_losing_the_focus(
+    env: Environment, runs: Runs, page: Page
+) -> None:
+    pending: list[Route] = []
+    page.route("**/xcomEntries/*", lambda route: route.fulfill(status=503, body="{}"))
+    page.goto(env.page_url("tracks", runs.all_kinds))
+    first = page.get_by_role("listitem").first
+    words = "This song could not be loaded. Airflow responded with status 503."
+    expect(first.get_by_text(words)).to_be_visible()
+    expect(first).not_to_have_attribute("aria-busy", re.compile(""))
+
+    page.route("**/xcomEntries/*", lambda route: pending.append(route))
+    button = first.get_by_role("button", name="Try again")
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(first.get_by_role("status")).to_have_text("Loading it again…")
+    for route in pending:
+        route.fulfill(status=404, body="{}")
+    expect(first.get_by_role("status")).to_have_text("This song could not be loaded. Airflow no longer has it.")
+    expect(button).to_be_focused()
+
+    page.unroute("**/xcomEntries/*")
+    page.keyboard.press("Enter")
+    expect(first.get_by_role("heading")).to_be_focused()
+    expect(first.locator("audio")).to_be_visible()
+
+
+def test_cards_that_failed_to_load_are_filled_when_airflow_works_again(
+    env: Environment, runs: Runs, page: Page
+) -> None:
+    page.route("**/xcomEntries/*", lambda route: route.fulfill(status=503, body="{}"))
+    shorten_pauses(page)
+    page.goto(env.page_url("tracks", runs.all_kinds))
+    first = page.get_by_role("listitem").first
+    expect(first.get_by_text("This song could not be loaded.")).to_be_visible()
+    page.unroute("**/xcomEntries/*")
+    expect(first.locator("audio")).to_be_visible()

@@ -1,0 +1,271 @@
+"""The transfer operator, from the sandbox's media host into a folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_whisul.exceptions import (
+    WhisulInvalidInputError,
+    WhisulMediaError,
+    WhisulMediaExpiredError,
+    WhisulStorageError,
+)
+from airflow_provider_whisul.sandbox import Sandbox
+from tests.integration.storage.helpers import (
+    WAV,
+    MakeSongs,
+    MediaHost,
+    Transfer,
+    assert_complete,
+    file_names,
+    respond,
+)
+from tests.support.airflow import TaskContext
+from tests.support.clock import FakeClock
+from tests.support.servers import fetched
+
+
+def test_audio_cover_and_metadata_are_stored_and_last_of_all_the_manifest(
+    sandbox: Sandbox, make_songs: MakeSongs, transfer: Transfer, folder: Path
+) -> None:
+    songs = make_songs("a waltz", "a tango")
+    manifest = transfer(songs)
+    assert_complete(folder, manifest)
+    assert {key: value for key, value in manifest.items() if key not in ("songs", "stored_at")} == {
+        "destination": f"file://{folder}",
+        "manifest": "manifest.json",
+        "dag_id": "songs",
+        "task_id": "song",
+        "run_id": "some-run",
+        "map_index": -1,
+        "count": 2,
+        "failed": [],
+    }
+    stored = manifest["songs"][0]
+    for key in ("job_id", "prompt", "title", "bpm", "duration_seconds", "tags", "started_at", "finished_at"):
+        assert stored[key] == songs[0][key]
+    assert stored["audio"]["name"].endswith(".wav")
+    assert stored["audio"]["content_type"] == "audio/wav"
+    assert stored["cover"]["name"].endswith(".png")
+    written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert max(written, key=lambda name: written[name]) == "manifest.json"
+    assert [request.status for request in fetched(sandbox)] == [200] * 4
+
+
+def test_the_log_says_what_was_stored_under_which_name(
+    make_songs: MakeSongs, transfer: Transfer, folder: Path, task_log: Callable[[], list[str]]
+) -> None:
+    (song,) = make_songs("a waltz")
+    (stored,) = transfer(song)["songs"]
+    size = stored["audio"]["size"] + stored["cover"]["size"]
+    lines = task_log()
+    for line in (
+        f"Storing 1 song in file://{folder}",
+        f"Stored {song['title']!r} as {stored['audio']['name']} ({size:,} bytes)",
+        f"Songs in file://{folder}: 1 stored, 0 missing",
+    ):
+        assert any(line in logged for logged in lines)
+
+
+class TestSongsFromUpstreamTasks:
+    def test_the_completed_songs_of_a_batch_are_stored_and_the_failed_ones_named(
+        self, make_songs: MakeSongs, transfer: Transfer, folder: Path, task_log: Callable[[], list[str]]
+    ) -> None:
+        (song,) = make_songs("a waltz")
+        batch = [
+            {"prompt": "a waltz", "job_id": song["job_id"], "status": "completed", "song": song, "error": None},
+            {"prompt": "a tango", "job_id": "failed-job", "status": "failed", "song": None, "error": "Out of rhythm."},
+        ]
+        manifest = transfer(batch)
+        assert_complete(folder, manifest)
+        assert manifest["count"] == 1
+        assert manifest["failed"] == [{"job_id": "failed-job", "prompt": "a tango", "error": "Out of rhythm."}]
+        assert any("Skipped 'a tango': Out of rhythm." in line for line in task_log())
+
+    def test_a_song_that_the_batch_had_no_room_for_is_read_from_its_job(
+        self, make_songs: MakeSongs, transfer: Transfer, folder: Path
+    ) -> None:
+        (song,) = make_songs("a waltz")
+        manifest = transfer([without_song(song)])
+        assert_complete(folder, manifest)
+        assert manifest["songs"][0]["title"] == song["title"]
+
+    def test_a_song_whose_title_only_its_job_knew_is_found_when_the_job_cannot_be_polled(
+        self, sandbox: Sandbox, make_songs: MakeSongs, transfer: Transfer, folder: Path
+    ) -> None:
+        (song,) = make_songs("a waltz")
+        first = transfer([without_song(song)])
+        # Two files of the same job by their name only.
+        (folder / f"mine_{song['job_id']}.json").write_text("{}")
+        (folder / f"a-b_{song['job_id']}.json").write_text(json.dumps({"job_id": song["job_id"]}))
+        sandbox.revoke_key()
+        assert transfer([without_song(song)])["songs"] == first["songs"]
+        assert len(fetched(sandbox)) == 2
+        (folder / first["songs"][0]["cover"]["name"]).unlink()
+        with pytest.raises(WhisulMediaExpiredError):
+            transfer([without_song(song)])
+
+    def test_each_song_of_mapped_tasks_and_mapped_batches_is_stored_once(
+        self, make_songs: MakeSongs, transfer: Transfer, folder: Path
+    ) -> None:
+        one, two, three = make_songs("a waltz", "a tango", "a fado")
+        manifest = transfer(iter([[one, two], iter([three, one]), None]))
+        assert_complete(folder, manifest)
+        assert [song["prompt"] for song in manifest["songs"]] == ["a waltz", "a tango", "a fado"]
+        assert manifest["failed"][0]["error"] == "The upstream task returned no song."
+
+    def test_two_songs_of_one_title_have_files_of_their_own(
+        self, make_songs: MakeSongs, transfer: Transfer, folder: Path
+    ) -> None:
+        manifest = transfer([{**song, "title": "Con"} for song in make_songs("a waltz", "a tango")])
+        assert_complete(folder, manifest)
+        assert len({song["audio"]["name"] for song in manifest["songs"]}) == 2
+
+    @pytest.mark.parametrize(
+        "songs", ["some-job-id", 5, {"no": "song"}, [{"job_id": "../../etc", "song_url": "x"}], b"x"]
+    )
+    def test_what_is_not_a_song_is_refused(self, transfer: Transfer, folder: Path, songs: object) -> None:
+        with pytest.raises(WhisulInvalidInputError):
+            transfer(songs)
+        assert not folder.exists()
+
+
+def without_song(song: dict[str, Any]) -> dict[str, Any]:
+    """Return a batch's result that was too large for the batch's state."""
+    return {"prompt": song["prompt"], "job_id": song["job_id"], "status": "completed", "song": None, "error": None}
+
+
+class TestFailedDownloads:
+    def test_a_song_that_fails_does_not_stop_the_others_and_a_retry_downloads_only_that_song(
+        self, sandbox: Sandbox, make_songs: MakeSongs, transfer: Transfer, folder: Path
+    ) -> None:
+        songs = make_songs("a waltz", "a tango [sandbox:media-500=6]", "a fado")
+        songs[1]["image_url"] = songs[0]["image_url"]
+        with pytest.raises(WhisulMediaError, match=r"1 of 3 songs could not be stored, .* max_failures=0: .*500"):
+            transfer(songs)
+        assert len(file_names(folder)) == 6
+        assert "manifest.json" not in file_names(folder)
+        before = len(fetched(sandbox))
+        assert_complete(folder, transfer(songs))
+        assert [request.path.rpartition("/")[2] for request in fetched(sandbox)[before:]] == [
+            f"{songs[1]['job_id']}.wav",
+            f"{songs[0]['job_id']}.png",
+        ]
+
+    def test_as_many_songs_as_max_failures_may_fail(
+        self, make_songs: MakeSongs, transfer: Transfer, folder: Path
+    ) -> None:
+        songs = make_songs("a waltz", "a tango [sandbox:media-gone]")
+        manifest = transfer(songs, max_failures=1)
+        assert_complete(folder, manifest)
+        assert manifest["count"] == 1
+        (failed,) = manifest["failed"]
+        assert (failed["job_id"], failed["prompt"]) == (songs[1]["job_id"], songs[1]["prompt"])
+        assert "The media host answered 410" in failed["error"]
+        assert "the URL has expired" in failed["error"]
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_max_concurrent_downloads_is_reached_and_not_exceeded(host: MediaHost, transfer: Transfer, limit: int) -> None:
+    def serve(handler: BaseHTTPRequestHandler) -> None:
+        time.sleep(0.05)
+        respond(200, WAV)(handler)
+
+    host.responses["/song"] = serve
+    transfer([host.song(f"job-{index}") for index in range(8)], max_concurrent_downloads=limit)
+    assert host.max_concurrent == limit
+
+
+def test_the_worker_s_temporary_folder_holds_only_the_songs_that_are_being_downloaded(
+    host: MediaHost, transfer: Transfer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary_files: list[set[str]] = []
+
+    def serve(handler: BaseHTTPRequestHandler) -> None:
+        temporary_files.append({path.name for path in tmp_path.glob("whisul-*/*")})
+        respond(200, WAV)(handler)
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    host.responses["/song"] = serve
+    transfer([host.song(f"job-{index}") for index in range(3)], max_concurrent_downloads=1)
+    assert temporary_files == [{f"midnight-grid_job-{index}.audio"} for index in range(3)]
+    assert not list(tmp_path.glob("whisul-*"))
+
+
+class TestDestinations:
+    @pytest.mark.parametrize("destination", ["", "s3://", "file://relative", "songs", "file:///", None])
+    def test_a_destination_that_names_no_folder_is_refused(
+        self, make_songs: MakeSongs, transfer: Transfer, destination: object, sandbox: Sandbox
+    ) -> None:
+        with pytest.raises(WhisulInvalidInputError, match="does not name a folder"):
+            transfer(make_songs("a waltz"), destination=destination)
+        assert fetched(sandbox) == []
+
+    def test_a_store_of_an_unknown_protocol_cannot_be_reached(self, make_songs: MakeSongs, transfer: Transfer) -> None:
+        message = "Could not reach nowhere://bucket/songs: No filesystem registered"
+        with pytest.raises(WhisulStorageError, match=message):
+            transfer(make_songs("a waltz"), destination="nowhere://bucket/songs")
+
+    def test_an_absolute_path_is_a_folder_on_the_worker(
+        self, make_songs: MakeSongs, transfer: Transfer, folder: Path
+    ) -> None:
+        assert_complete(folder, transfer(make_songs("a waltz"), destination=f"{folder}/"))
+
+
+@pytest.mark.parametrize("argument", [{"max_failures": -1}, {"max_concurrent_downloads": 0}])
+def test_arguments_out_of_range_are_refused_when_the_dag_is_read(transfer: Transfer, argument: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="max_failures must be 0 or more, max_concurrent_downloads 1 or more"):
+        transfer([], **argument)
+
+
+def test_a_cleared_task_writes_a_new_manifest_and_downloads_nothing_again(
+    sandbox: Sandbox, make_songs: MakeSongs, transfer: Transfer, folder: Path, clock: FakeClock
+) -> None:
+    songs = make_songs("a waltz", "a tango")
+    first = transfer(songs)
+    clock.now += 60
+    second = transfer(songs)
+    assert_complete(folder, second)
+    assert second["songs"] == first["songs"]
+    assert second["stored_at"] > first["stored_at"]
+    assert len(fetched(sandbox)) == 4
+
+
+class TestTheAssetEvent:
+    def test_carries_destination_manifest_counts_and_titles(
+        self, make_songs: MakeSongs, transfer: Transfer, folder: Path
+    ) -> None:
+        from airflow.providers.common.compat.sdk import Asset
+
+        asset = Asset("file://songs/kept")
+        events = {asset.uri: OutletEvent()}
+        songs = make_songs("a waltz", "a tango")
+        transfer(songs, TaskContext(outlet_events=EventsByUri(events)), outlets=[asset])
+        assert events[asset.uri].extra == {
+            "destination": f"file://{folder}",
+            "manifest": f"file://{folder}/manifest.json",
+            "count": 2,
+            "failed": 0,
+            "titles": [song["title"] for song in songs],
+        }
+
+
+@dataclass
+class OutletEvent:
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class EventsByUri:
+    def __init__(self, events: dict[str, OutletEvent]) -> None:
+        self._events = events
+
+    def __getitem__(self, asset: Any) -> OutletEvent:
+        return self._events[asset.uri]

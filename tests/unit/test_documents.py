@@ -1,0 +1,145 @@
+"""The documents lead to files, headings and names that exist."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import airflow_provider_whisul
+from airflow_provider_whisul.sandbox.directives import DIRECTIVES
+from airflow_provider_whisul.sandbox.options import FAULTS
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGE_NAME = airflow_provider_whisul.__name__
+PACKAGE = REPOSITORY / PACKAGE_NAME
+README = REPOSITORY / "README.md"
+ARCHITECTURE = REPOSITORY / "docs" / "architecture.md"
+DOCUMENTS = [
+    path
+    for path in (README, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+    if path.exists()
+]
+MAX_README_LINES = 120
+
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+_DOTTED_NAME = re.compile(rf"`({PACKAGE_NAME}(?:\.\w+)+)`")
+#: Such as `` `hooks/whisul.py`: `WhisulHook.generate` ``.
+_REFERENCE = re.compile(r"`([\w/]+)\.py`: `([\w.]+)`")
+_TREE_LINE = re.compile(r"^  (\S+)  +\S.*$", re.MULTILINE)
+
+by_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+
+
+def without_code(text: str) -> str:
+    return _FENCE.sub("", text)
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a document."""
+    found: Counter[str] = Counter()
+    names = set()
+    for heading in _HEADING.findall(without_code(text)):
+        plain = _LINK.sub(lambda link: link[0][1:].partition("]")[0], heading)
+        slug = re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")
+        names.add(f"{slug}-{found[slug]}" if found[slug] else slug)
+        found[slug] += 1
+    return names
+
+
+def broken_links(document: Path) -> Iterator[str]:
+    for target in _LINK.findall(without_code(document.read_text())):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = document.parent / path if path else document
+        if not file.is_file() or (anchor and anchor not in anchors(file.read_text())):
+            yield target
+
+
+def imports(code: str) -> Iterator[tuple[str, str | None]]:
+    """Yield each module of the package that some code imports, with the name that it imports of it."""
+    for node in ast.walk(ast.parse(textwrap.dedent(code))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == PACKAGE_NAME:
+            yield from ((str(node.module), alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names if alias.name.partition(".")[0] == PACKAGE_NAME)
+
+
+def resolve(module: str, name: str | None) -> object:
+    """Return a module, or what a dotted name in it stands for. Raise ImportError or AttributeError if there is none."""
+    found: object = importlib.import_module(module)
+    for part in name.split(".") if name else ():
+        # A field of a dataclass or a TypedDict without a default is no attribute.
+        found = getattr(found, "__annotations__", {}).get(part) or getattr(found, part)
+    return found
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= MAX_README_LINES
+
+
+@by_document
+def test_relative_links_lead_to_files_and_headings(document: Path) -> None:
+    assert list(broken_links(document)) == []
+
+
+def test_every_page_of_the_documentation_is_linked_from_the_readme() -> None:
+    linked = {target.partition("#")[0] for target in _LINK.findall(without_code(README.read_text()))}
+    assert {f"docs/{page.name}" for page in (REPOSITORY / "docs").glob("*.md")} <= linked
+
+
+@by_document
+def test_python_code_imports_what_the_package_has(document: Path) -> None:
+    for language, code in _FENCE.findall(document.read_text()):
+        # The others may show data with parts left out.
+        if language == "python" and "import " in code:
+            for module, name in imports(code):
+                resolve(module, name)
+
+
+@by_document
+def test_dotted_names_in_the_text_are_the_packages(document: Path) -> None:
+    for dotted in _DOTTED_NAME.findall(without_code(document.read_text())):
+        try:
+            importlib.import_module(dotted)
+        except ModuleNotFoundError:
+            module, _, name = dotted.rpartition(".")
+            resolve(module, name)
+
+
+def test_the_tree_names_the_packages_folders_and_root_modules() -> None:
+    folders = [f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")]
+    modules = [path.name for path in PACKAGE.glob("*.py") if path.name != "__init__.py"]
+    (tree,) = [code for _, code in _FENCE.findall(ARCHITECTURE.read_text()) if code.startswith(f"{PACKAGE_NAME}/")]
+    assert sorted(_TREE_LINE.findall(tree)) == sorted(folders + modules)
+
+
+def test_the_way_of_a_prompt_and_the_rules_name_what_the_code_has() -> None:
+    references = _REFERENCE.findall(ARCHITECTURE.read_text())
+    assert len(references) > 60
+    for path, name in references:
+        resolve(f"{PACKAGE_NAME}.{path.replace('/', '.')}", name)
+
+
+def test_the_way_of_a_prompt_is_numbered_in_order() -> None:
+    _, _, rest = ARCHITECTURE.read_text().partition("## From a prompt to a stored song")
+    section, _, _ = rest.partition("\n## ")
+    numbers = [int(number) for number in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)]
+    assert numbers == list(range(1, len(numbers) + 1)) != []
+
+
+def test_the_page_of_the_sandbox_has_every_directive_and_fault() -> None:
+    page = (REPOSITORY / "docs" / "sandbox.md").read_text()
+    directives = set(re.findall(r"\[sandbox:([\w-]+)", page))
+    faults = set(re.findall(r"`((?:get|post|media)-[\w-]+)`", page))
+    assert directives - set(FAULTS) == set(DIRECTIVES)
+    assert faults == set(FAULTS)

@@ -1,0 +1,117 @@
+"""The plugin that adds the Tracks tab to Airflow's UI, and the files of its page."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow import __version__ as airflow_version
+from packaging.version import Version
+
+from airflow_provider_whisul.links.whisul import WhisulSongLink
+from airflow_provider_whisul.operators.whisul import WhisulGenerateOperator
+from airflow_provider_whisul.sensors.whisul import WhisulJobSensor
+from airflow_provider_whisul.tracks import plugin
+from airflow_provider_whisul.tracks.cards import KEY_PREFIX, MAX_CARDS
+from airflow_provider_whisul.tracks.plugin import HEADERS, VIEWS, WhisulTracksPlugin
+
+PAGE = Path(plugin.__file__).with_name("page")
+MODULES = sorted(PAGE.glob("*.js"))
+HAS_TABS = Version(airflow_version) >= Version("3.1")
+
+
+def test_the_entry_point_leads_to_the_plugin() -> None:
+    (entry_point,) = entry_points(group="airflow.plugins").select(name="whisul_tracks")
+    assert entry_point.load() is WhisulTracksPlugin
+
+
+def test_the_plugin_adds_two_tabs_where_airflow_supports_them() -> None:
+    destinations = [view["destination"] for view in WhisulTracksPlugin.external_views]
+    assert destinations == (["dag_run", "task_instance"] if HAS_TABS else [])
+    assert len(WhisulTracksPlugin.fastapi_apps) == (1 if HAS_TABS else 0)
+    assert len({view["url_route"] for view in WhisulTracksPlugin.external_views}) == len(destinations)
+
+
+def test_airflow_accepts_the_plugin() -> None:
+    """In another process, which has not loaded any plugins yet."""
+    code = """
+import json
+from airflow import plugins_manager
+from airflow_provider_whisul.tracks.plugin import WhisulTracksPlugin
+plugin = WhisulTracksPlugin()
+WhisulTracksPlugin.validate()
+print(json.dumps([plugin.name, len(getattr(plugin, "external_views"))]))
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert json.loads(out.splitlines()[-1]) == ["whisul_tracks", 2 if HAS_TABS else 0]
+
+
+def test_importing_the_plugin_imports_no_web_framework() -> None:
+    """Every task's process loads all plugins."""
+    code = """
+import sys
+from airflow.providers.common.compat.sdk import AirflowPlugin
+before = set(sys.modules)
+import airflow_provider_whisul.tracks.plugin
+print(*[name for name in ("fastapi", "starlette", "requests", "aiohttp") if name in set(sys.modules) - before])
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == ""
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_the_urls_of_the_tabs_are_relative_and_end_with_the_run(view: dict[str, str]) -> None:
+    """Airflow may be served under a prefix, and 3.1 inserts ids unencoded."""
+    assert re.fullmatch(
+        r"whisul-tracks/\?dag=\{DAG_ID\}(&task=\{TASK_ID\}&map=\{MAP_INDEX\})?&run=\{RUN_ID\}", view["href"]
+    )
+    assert view["icon"] == "whisul-tracks/note.svg"
+
+
+def test_the_page_needs_no_scripts_or_styles_but_its_own_files() -> None:
+    policy = HEADERS["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    page = (PAGE / "index.html").read_text()
+    assert re.findall(r"<script\b[^>]*>", page) == ['<script type="module" src="tracks.js">']
+    assert not re.search(r"\son\w+=|\sstyle=|https?://", page)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
+def test_no_module_turns_texts_into_markup(module: Path) -> None:
+    script = module.read_text()
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", script)
+
+
+def test_the_page_imports_each_of_its_modules_and_no_others() -> None:
+    """The page's CSP forbids others, and a module that is not imported is dead."""
+    imports = {
+        module.name: set(re.findall(r"""\b(?:from|import)\s*\(?\s*["'`]([^"'`]*)""", module.read_text()))
+        for module in MODULES
+    }
+    imported, found = set(), {"./tracks.js"}
+    while found:
+        imported |= found
+        found = {name for path in found for name in imports[path.removeprefix("./")]} - imported
+    assert imported == {f"./{name}" for name in imports}
+
+
+def test_page_and_package_agree_on_the_keys_of_the_xcoms() -> None:
+    script = (PAGE / "airflow_api.js").read_text()
+    assert f'const KEY = "{KEY_PREFIX}";' in script
+    pattern = re.search(r"const KEY_PARTS = /(.*)/;", script)
+    assert pattern is not None
+    assert re.fullmatch(pattern[1], f"{KEY_PREFIX}0000_{MAX_CARDS}_{MAX_CARDS}")
+
+
+@pytest.mark.parametrize("task", [WhisulGenerateOperator, WhisulJobSensor])
+def test_operator_and_sensor_have_the_song_link(task: Any) -> None:
+    (link,) = task.operator_extra_links
+    assert isinstance(link, WhisulSongLink)
+    assert link.name == "Song"
