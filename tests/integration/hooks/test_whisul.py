@@ -411,6 +411,16 @@ class TestSharedRateLimiter:
         assert [request.status for request in sandbox.requests] == [202, 429, 202]
         assert pauses(sandbox) == pytest.approx([0, 5])
 
+    def test_a_probe_without_a_response_is_followed_by_another_after_the_same_cooldown(
+        self, sandbox: Sandbox, hook: WhisulHook, other: WhisulHook
+    ) -> None:
+        job_id = hook.generate("one [sandbox:get-429][sandbox:get-drop]")
+        for error in (WhisulRateLimitError, WhisulConnectionError):
+            with pytest.raises(error):
+                hook.get_job(job_id, retry=False, max_wait=10.0)
+        assert other.get_job(job_id, retry=False, max_wait=10.0).status == "running"
+        assert pauses(sandbox) == pytest.approx([0, 5, 5])
+
     def test_the_wait_of_a_worker_for_a_permit_is_measured(
         self, sandbox: Sandbox, hook: WhisulHook, other: WhisulHook, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -13,14 +13,17 @@ from typing import Any
 import pytest
 
 from airflow_provider_whisul.exceptions import (
+    WhisulConnectionError,
     WhisulError,
     WhisulJobFailedError,
     WhisulJobNotFoundError,
     WhisulJobTimeoutError,
+    WhisulRateLimitError,
     WhisulServerError,
     WhisulUnauthorizedError,
 )
 from airflow_provider_whisul.hooks import whisul_async
+from airflow_provider_whisul.hooks.whisul_async import WhisulAsyncHook
 from airflow_provider_whisul.polling import MAX_CONSECUTIVE_POLL_FAILURES
 from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions
 from airflow_provider_whisul.triggers.events import song_from_event
@@ -273,6 +276,20 @@ def test_a_restart_neither_polls_at_once_nor_prolongs_the_deadline(virtually: Ca
 
 
 class TestOneRateLimiterPerAccount:
+    def test_a_probe_without_a_response_is_followed_by_another_after_the_same_cooldown(
+        self, virtually: Callable[..., Any]
+    ) -> None:
+        async def main(waiting: Waiting) -> None:
+            job_id = await waiting.submit("a song [sandbox:get-429][sandbox:get-drop]")
+            hook = WhisulAsyncHook(clock=loop_clock(waiting.loop))
+            for error in (WhisulRateLimitError, WhisulConnectionError):
+                with pytest.raises(error):
+                    await hook.get_job(job_id)
+            assert (await hook.get_job(job_id)).status == "running"
+            assert waiting.polls(job_id) == pytest.approx([0, 5, 10])
+
+        virtually(main)
+
     def test_two_hundred_triggers_stay_within_an_unknown_rate_limit(self, virtually: Callable[..., Any]) -> None:
         """Each request during a block prolongs it, so triggers that each back off alone would never get out of it."""
 
