@@ -219,7 +219,7 @@ def as_text(night: Night) -> str:
 
 
 def pauses(night: Night) -> list[tuple[float, str, bool]]:
-    """Each pause between two looks at a job, the job, and whether something was killed meanwhile."""
+    """Each pause between two polls of a job, the job, and whether something was killed meanwhile."""
     kills = sorted(night.kills)
     return [
         (later.at - earlier.at, job_id, bisect_left(kills, earlier.at) != bisect_left(kills, later.at))
@@ -288,7 +288,7 @@ def test_no_job_is_looked_at_twice_within_five_seconds(night: Night, capsys: pyt
     within = min(pause for pause in found if not pause[2])
     across = min((pause for pause in found if pause[2]), default=None)
     with capsys.disabled():
-        print(f"\nShortest pause between two looks at a job: {within[0]:.1f} s", end="")
+        print(f"\nShortest pause between two polls of a job: {within[0]:.1f} s", end="")
         print(f", and {across[0]:.1f} s where a worker or triggerer was killed between them" if across else "")
     assert len(found) > MAPPED
     assert within[0] >= MIN_PAUSE, within
