@@ -393,6 +393,21 @@ def test_the_wait_for_a_permit_is_measured(monkeypatch: pytest.MonkeyPatch) -> N
     assert waits == pytest.approx([0.1, 0.2])
 
 
+def test_a_request_that_is_permitted_at_once_has_no_wait_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(metrics, "rate_limit_wait", waits.append)
+
+    async def main(loop: VirtualLoop) -> None:
+        limiter = AsyncRateLimiter(RateLimiter(), loop_clock(loop))
+        # As a real clock: each reading is a little later than the one before.
+        readings = itertools.count(1)
+        monkeypatch.setattr(loop, "time", lambda: next(readings) * 1e-6)
+        await limiter.acquire()
+
+    run_virtually(main)
+    assert waits == []
+
+
 # --- many requests
 
 
