@@ -4,6 +4,7 @@
 # The supported Airflows are those with a constraints file.
 VERSIONS := $(shell ls constraints | sed -n 's/^airflow-\(.*\)\.txt$$/\1/p' | sort -V)
 NEWEST := $(lastword $(VERSIONS))
+OLDEST := $(firstword $(VERSIONS))
 OTHERS := $(filter-out $(NEWEST),$(VERSIONS))
 
 # The UI has a place for the Tracks tab since 3.1.
@@ -22,8 +23,9 @@ BIN := .venv/bin
 PIP_INSTALL := -m pip --disable-pip-version-check -qq install
 INSTALL_INPUTS := pyproject.toml dev/make_venv.sh dev/find_python.sh
 
-# The suites that need no more than a Python and an Airflow; those of the other markers have environments of their own.
-PLAIN := not browser and not s3 and not cluster
+# The suites that need no more than a Python and an Airflow; those of the other markers have environments of their own, or
+# take minutes.
+PLAIN := not browser and not s3 and not cluster and not crash
 
 # Each suite leaves a report of its target's name, which dev/ci_summary.py reads.
 REPORTS := reports
@@ -32,21 +34,24 @@ PYTEST = -m pytest --junit-xml=$(REPORTS)/$@.xml
 # $(call timed,NAME,COMMAND) runs a command and notes the seconds that it took, for the same summary.
 timed = @mkdir -p $(REPORTS); start=$$(date +%s); $(2) && printf '%s\t%s\n' '$(1)' $$(($$(date +%s) - start)) >> $(REPORTS)/steps.tsv
 
-# The suites of .ci/run beside those of `make test`, the long ones first. It adds test-cluster where its services respond.
-SUITES := test-py3.13 $(addprefix test-,$(OTHERS)) test-browser \
-	$(addprefix test-browser-,$(WITH_TABS)) test-py3.12 test-s3
+# The suites of .ci/run beside those of `make test`, the long ones first. Where its services respond it runs test-cluster
+# after them, alone.
+SUITES := test-py3.13 $(foreach version,$(OTHERS),test-$(version) crash-$(version)) crash-s3 test-browser \
+	$(addprefix test-browser-,$(WITH_TABS)) test-lowest test-py3.12 test-s3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo airflow test test-quick test-e2e test-all test-others test-pythons test-cluster test-s3 test-browser \
-	test-browser-all check lint format docs pacing bench bench-airflow suites chromium clean \
-	$(addprefix test-,$(OTHERS)) $(addprefix test-py,$(PYTHONS)) $(addprefix test-browser-,$(WITH_TABS))
+.PHONY: help demo airflow test test-quick test-e2e crash crash-s3 crash-all test-all test-others test-lowest \
+	test-pythons test-cluster test-s3 test-browser test-browser-all check lint scan format docs pacing bench \
+	bench-storing bench-airflow suites chromium clean \
+	$(addprefix test-,$(OTHERS)) $(addprefix crash-,$(OTHERS)) $(addprefix test-py,$(PYTHONS)) \
+	$(addprefix test-browser-,$(WITH_TABS))
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { name[++n] = $$1; text[n] = $$2; if (length($$1) > width) width = length($$1) } \
 		END { for (i = 1; i <= n; i++) printf "make %-" width "s  %s\n", name[i], text[i] }' Makefile
 	@echo
-	@echo 'For one version: make $(foreach version,$(OTHERS),test-$(version)), $(foreach python,$(PYTHONS),test-py$(python)), $(foreach version,$(WITH_TABS),test-browser-$(version))'
+	@echo 'For one version: make $(foreach version,$(OTHERS),test-$(version)), $(foreach version,$(OTHERS),crash-$(version)), $(foreach python,$(PYTHONS),test-py$(python)), $(foreach version,$(WITH_TABS),test-browser-$(version))'
 
 demo: .venv/installed ## Make songs with a real Airflow and the sandbox (with WHISUL_API_KEY set: at Whisul, which costs)
 	$(call timed,demo,$(BIN)/python -m dev.demo)
@@ -57,25 +62,41 @@ airflow: .venv/installed ## Run Airflow and the sandbox until Ctrl-C, to use the
 check: .venv/installed ## Lint, types and the tests of one source or test file, in seconds: make check FILE=path
 	@$(BIN)/python -m dev.check $(FILE)
 
-# A real Airflow mostly waits, so the other tests run beside it. The `+` shows their progress at once, while the output
-# of test-e2e is held back until it has ended.
-test: lint ## Lint, types and all tests on the newest Airflow, with coverage (5 minutes)
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target LIVE=+ test-quick test-e2e
+# A real Airflow mostly waits, so the other tests run beside two of them. The `+` shows their progress at once, while the
+# output of test-e2e and crash is held back until they have ended.
+test: lint ## Lint, types and all tests on the newest Airflow, with coverage (7 to 11 minutes)
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target LIVE=+ test-quick crash test-e2e
 
 test-quick: .venv/installed ## All tests but those that start a real Airflow, with coverage
 	$(LIVE)$(BIN)/python $(PYTEST) -m "not e2e and $(PLAIN)" --cov --cov-report=term
 
-test-e2e: .venv/installed ## The tests that start a real Airflow
-	$(BIN)/python $(PYTEST) -m e2e
+test-e2e: .venv/installed ## The tests that start a real Airflow, but for the crashes
+	$(BIN)/python $(PYTEST) -m "e2e and not crash"
+
+crash: .venv/installed ## Kill the processes of a real Airflow at every point, and count what each song costs
+	$(BIN)/python $(PYTEST) -m crash
+
+crash-s3: .venvs/s3/installed ## The same, with the records in S3
+	.venvs/s3/bin/python $(PYTEST) -m s3 tests/s3/test_crashes_with_s3.py
+
+crash-all: crash $(addprefix crash-,$(OTHERS)) crash-s3 ## The same on every supported version
+
+$(addprefix crash-,$(OTHERS)): crash-%: .venvs/%/installed
+	.venvs/$*/bin/python $(PYTEST) -m crash
 
 test-all: test test-others test-pythons ## The same as test, and what touches Airflow or Python on every supported version
 
 test-others: $(addprefix test-,$(OTHERS)) ## The tests that touch Airflow on every supported version but the newest
 
 $(addprefix test-,$(OTHERS)): test-%: .venvs/%/installed
-	.venvs/$*/bin/python $(PYTEST) -m airflow
+	.venvs/$*/bin/python $(PYTEST) -m "airflow and not crash"
 
-test-pythons: $(addprefix test-py,$(PYTHONS)) ## On Python 3.12 the tests that do not touch Airflow, on 3.13 all tests
+# Lowest are the dependencies that pyproject.toml names, beside the oldest Airflow; all else is as in its constraints.
+# The tests of the HTTP clients that do not touch Airflow come with it.
+test-lowest: .venvs/lowest/installed ## What touches Airflow or the HTTP clients, with the lowest versions that are allowed
+	.venvs/lowest/bin/python $(PYTEST) -m "not e2e and $(PLAIN)" tests/integration tests/unit/api tests/unit/storage
+
+test-pythons: $(addprefix test-py,$(PYTHONS)) ## On Python 3.12 the tests that do not touch Airflow, on 3.13 all but the crashes
 
 test-py3.12: .venvs/$(NEWEST)-py3.12/installed
 	.venvs/$(NEWEST)-py3.12/bin/python $(PYTEST) -m "not airflow and $(PLAIN)"
@@ -92,13 +113,16 @@ $(addprefix test-browser-,$(WITH_TABS)): test-browser-%: .venvs/%/browser chromi
 	.venvs/$*/bin/python $(PYTEST) -m browser
 
 test-s3: .venvs/s3/installed ## Store songs in S3, with boto, at moto's server
-	.venvs/s3/bin/python $(PYTEST) -m s3
+	.venvs/s3/bin/python $(PYTEST) -m s3 --ignore tests/s3/test_crashes_with_s3.py
 
-test-cluster: .venvs/cluster/installed ## Kill one worker and one triggerer of two each, with PostgreSQL, Celery and Redis
+test-cluster: .venvs/cluster/installed ## Kill workers, triggerers and a Redis on PostgreSQL and Celery, and submit from pods
 	.venvs/cluster/bin/python $(PYTEST) -m cluster
 
 lint: .venv/installed ## Check style and types
 	$(call timed,lint,$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy)
+
+scan: .venv/installed .venvs/scan/installed ## Look for known faults of security in the code and in what it depends on
+	@$(BIN)/python -m dev.scan .venvs/scan/bin/pip-audit
 
 format: .venv/installed ## Format the code, and correct the style where ruff can
 	$(BIN)/ruff check --fix .
@@ -106,14 +130,18 @@ format: .venv/installed ## Format the code, and correct the style where ruff can
 
 docs: .venv/installed ## Write the tables of the documentation from the code
 	$(BIN)/python -m dev.failure_table
+	$(BIN)/python -m dev.troubleshooting
 
-pacing: .venv/installed ## Simulate the rate limiter with many jobs on one key of unknown limit (a minute)
+pacing: .venv/installed ## Simulate the processes that share a key of unknown limit (some minutes)
 	@$(BIN)/python -m benchmarks.pacing
 
 bench: .venv/benchmarks ## Measure what polling costs the triggerer (25 minutes)
 	$(BIN)/python -m benchmarks
 
-bench-airflow: .venv/benchmarks ## Measure what a song costs a real Airflow, made in five ways (40 minutes)
+bench-storing: .venv/installed ## Measure what storing a thousand songs costs (a minute)
+	@$(BIN)/python -m benchmarks.storing
+
+bench-airflow: .venv/benchmarks ## Measure what a song costs a real Airflow, made in five ways (45 minutes)
 	$(BIN)/python -m benchmarks.worker_cost
 
 suites:
@@ -144,10 +172,20 @@ clean: ## Remove what was installed and cached
 		-c constraints/airflow-$(NEWEST).txt -r constraints/cluster-$(NEWEST).txt)
 	@touch $@
 
+.venvs/lowest/installed: constraints/lowest-$(OLDEST).txt $(INSTALL_INPUTS)
+	$(call timed,install .venvs/lowest,dev/make_venv.sh $(OLDEST) .venvs/lowest constraints/lowest-$(OLDEST).txt)
+	@touch $@
+
 # No constraints of Airflow's here: Amazon's provider asks for another version of one of them.
 .venvs/s3/installed: constraints/airflow-$(NEWEST).txt constraints/s3-$(NEWEST).txt $(INSTALL_INPUTS)
 	$(call timed,install .venvs/s3,dev/make_venv.sh $(NEWEST) .venvs/s3 && .venvs/s3/bin/python $(PIP_INSTALL) \
 		-r constraints/s3-$(NEWEST).txt)
+	@touch $@
+
+# The newest pip-audit, in an environment of its own: it asks for other versions than Airflow.
+.venvs/scan/installed: dev/find_python.sh
+	@python=$$(dev/find_python.sh 3.11 || command -v python3) && rm -rf .venvs/scan && "$$python" -m venv .venvs/scan
+	.venvs/scan/bin/python $(PIP_INSTALL) pip-audit
 	@touch $@
 
 .venv/benchmarks: .venv/installed benchmarks/requirements.txt

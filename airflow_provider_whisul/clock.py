@@ -1,4 +1,4 @@
-"""Time, sleep and random numbers, injectable for tests."""
+"""Two clocks, sleep and random numbers, injectable for tests."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from datetime import UTC, datetime
 @dataclass(frozen=True)
 class Clock:
     """
-    The wall clock, sleep and random numbers.
+    Two clocks, sleep and random numbers.
 
-    :param time: Returns the time in Unix seconds. Deadlines are kept on the wall clock, since they outlive a process.
+    :param time: Returns the time in Unix seconds. Deadlines are kept on this wall clock, since they outlive a machine.
+    :param monotonic: Returns the seconds of a clock that nobody sets. All processes of a machine share it, until the
+        machine restarts.
     :param sleep: Sleeps for a number of seconds.
     :param async_sleep: Sleeps for a number of seconds without blocking the event loop.
     :param random: Returns a number from 0 up to 1, for jitter.
     """
 
     time: Callable[[], float] = field(default=system_time.time)
+    monotonic: Callable[[], float] = field(default=system_time.monotonic)
     sleep: Callable[[float], None] = field(default=system_time.sleep)
     async_sleep: Callable[[float], Awaitable[None]] = field(default=asyncio.sleep)
     random: Callable[[], float] = field(default=random.random)

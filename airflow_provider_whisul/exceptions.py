@@ -63,25 +63,39 @@ class WhisulError(AirflowException):
 
 
 class WhisulConfigurationError(WhisulError, AirflowFailException):
-    """The Airflow connection cannot be used: no API key, a malformed key, an unsafe or malformed URL."""
+    """
+    The Airflow connection cannot be used: there is none, or its API key or URL is missing, malformed or unsafe.
+
+    Also raised where a proxy or a CA file cannot be used. Nothing was sent.
+    """
 
     task_retry = TaskRetry.NEVER
 
 
 class WhisulInvalidInputError(WhisulError, AirflowFailException):
-    """Whisul refused the request as malformed (400), or it was not sent as it would be refused. No job was made."""
+    """
+    Whisul refused the request for what is in it, or it was not sent as it would be refused. No job was made.
+
+    A submission is refused with 400, or with 413, 414, 422 or 451; a poll with 400.
+    """
+
+    task_retry = TaskRetry.NEVER
+
+
+class WhisulOutOfCreditsError(WhisulError, AirflowFailException):
+    """The account has no credits left: Whisul answered 402, or a 403 or 429 that says so. No job was made."""
 
     task_retry = TaskRetry.NEVER
 
 
 class WhisulUnauthorizedError(WhisulError, AirflowFailException):
-    """The API key is missing, malformed, revoked or not allowed to do this (401, 403)."""
+    """The API key is missing, malformed, revoked or not allowed to do this (401 or 403, with JSON)."""
 
     task_retry = TaskRetry.NEVER
 
 
 class WhisulJobNotFoundError(WhisulError, AirflowFailException):
-    """Whisul has no such job (404): the id is wrong, the job belongs to another account, or the job has expired."""
+    """Whisul has no such job (404, 410): the id is wrong, the job is of another account, or the job has expired."""
 
     task_retry = TaskRetry.NEVER
 
@@ -148,7 +162,7 @@ class WhisulTLSError(WhisulConnectionError):
 
 
 class WhisulResponseError(WhisulError):
-    """A response that the API does not document: HTML, truncated or wrong JSON, a missing field, a redirect."""
+    """A response that is not documented: HTML, truncated or wrong JSON, a missing field, a redirect of a poll."""
 
     transient = True
     task_retry = TaskRetry.TRANSIENT
@@ -156,10 +170,15 @@ class WhisulResponseError(WhisulError):
 
 class WhisulAmbiguousSubmitError(WhisulError):
     """
-    The response to a submission was lost. The job may exist and may have been paid for, and the API cannot tell.
+    A submission ended neither with a job's id nor with a certain refusal. The job may exist and may have been paid for.
 
-    Nothing below the task submits such a prompt again. The ``__cause__`` says how the response was lost.
+    Nothing below the task submits such a prompt again. The message says how the response was lost.
     """
+
+    #: What the task does next: the end of the message where a task raises the error.
+    outlook: ClassVar[str] = (
+        'If Airflow retries the task, it submits the prompt again, unless on_ambiguous_submit is "fail".'
+    )
 
     task_retry = TaskRetry.TRANSIENT
 
@@ -167,6 +186,7 @@ class WhisulAmbiguousSubmitError(WhisulError):
 class WhisulAmbiguousSubmitFinalError(WhisulAmbiguousSubmitError, AirflowFailException):
     """The same with ``on_ambiguous_submit="fail"``: the task ends until a user clears it."""
 
+    outlook = 'Since on_ambiguous_submit is "fail", nothing is submitted until you clear this task.'
     task_retry = TaskRetry.NEVER
 
 
@@ -186,6 +206,35 @@ class WhisulJobTimeoutError(WhisulError):
     """The timeout passed before the job ended. The job may still be running, and may still complete."""
 
 
+class WhisulSongMissingError(WhisulError):
+    """The job is completed, but Whisul has given no URL of its song for minutes."""
+
+
+class WhisulStateError(WhisulError):
+    """What the tasks have submitted could not be read or written, as where the store of ``state_path`` is away."""
+
+    def before_sending(self) -> WhisulStateError:
+        """Return the same error, whose message says that nothing was sent."""
+        message = str(self)
+        return self if "Nothing was sent" in message else type(self)(f"{message} Nothing was sent.")
+
+
+class WhisulStateUnreadableError(WhisulStateError, AirflowFailException):
+    """
+    The record of what an earlier try has submitted is there and cannot be read.
+
+    It is damaged, or of another version of the provider. Nothing is submitted: the song may be paid for already.
+    """
+
+    task_retry = TaskRetry.NEVER
+
+
+class WhisulBudgetExceededError(WhisulError, AirflowFailException):
+    """The connection's ``max_submissions_per_day``, or a batch's ``max_submissions``, is used up. Nothing was sent."""
+
+    task_retry = TaskRetry.NEVER
+
+
 class WhisulMediaError(WhisulError):
     """A song's audio or cover could not be downloaded whole, or the download is no audio or image."""
 
@@ -201,7 +250,7 @@ class WhisulMediaExpiredError(WhisulMediaError, AirflowFailException):
 
 
 class WhisulMediaUnsafeError(WhisulMediaError, AirflowFailException):
-    """A song's URL, or a redirect, is malformed, holds a password or is not https. Nothing was downloaded from it."""
+    """A song's URL, or a redirect, is malformed, not https or leads to a private address; or the file is too large."""
 
     transient = False
     task_retry = TaskRetry.NEVER

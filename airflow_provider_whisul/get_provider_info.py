@@ -16,6 +16,21 @@ CONN_FIELDS: dict[str, Any] = {
         "description": "The account's rate limit, if you know it. If not, it is found out.",
         "schema": {"type": ["number", "null"]},
     },
+    "max_submissions_per_day": {
+        "label": "Most submissions per day",
+        "description": "How many prompts may be submitted in a day (UTC), over all DAGs. Blank for no ceiling.",
+        "schema": {"type": ["integer", "null"]},
+    },
+    "price_per_song": {
+        "label": "Price per song",
+        "description": "What one song costs, such as 0.08 USD or 1 credit. Logs and the Tracks tab count it.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "rate_limit_conn_id": {
+        "label": "Redis for the rate limiter",
+        "description": "An Airflow connection of type redis. All machines that name it share one rate limiter.",
+        "schema": {"type": ["string", "null"]},
+    },
     "verify": {
         "label": "Verify TLS",
         "description": "true, false, or the path of a CA file on the workers and the triggerer.",
@@ -30,9 +45,54 @@ UI_FIELD_BEHAVIOUR: dict[str, Any] = {
     "placeholders": {
         "host": "https://whisul.com/api",
         "schema": "https",
+        "port": "443, for the Test button",
         "timeout": "30",
+        "price_per_song": "0.08 USD",
+        "rate_limit_conn_id": "redis_default",
         "verify": "true, false or a CA file",
     },
+}
+
+#: The provider's section of Airflow's configuration.
+CONFIG: dict[str, Any] = {
+    "whisul": {
+        "description": "Options of the Whisul provider.",
+        "options": {
+            "tracks_tab": {
+                "description": (
+                    "Whether Airflow's UI (3.1 and later) has the Tracks tab. The API server reads it when it starts."
+                ),
+                "version_added": None,
+                "type": "boolean",
+                "example": None,
+                "default": "True",
+            },
+            "state_path": {
+                "description": (
+                    "The folder in which the provider keeps which songs were submitted, so that no retry pays twice: "
+                    "any ObjectStoragePath, or the absolute path of a folder that all workers share. It must exist. "
+                    "Where it is not set: Airflow's task state store from Airflow 3.3 on, and a folder under "
+                    "AIRFLOW_HOME."
+                ),
+                "version_added": None,
+                "type": "string",
+                "example": "s3://my_aws_connection@bucket/whisul",
+                "default": None,
+            },
+            "rate_limit_conn_id": {
+                "description": (
+                    "The id of an Airflow connection of type redis. All machines that reach this Redis share one rate "
+                    "limiter per API key. The extra rate_limit_conn_id of a Whisul connection comes before it. Where "
+                    "neither is set, each machine has a rate limiter of its own. Needs "
+                    "airflow-provider-whisul[redis]."
+                ),
+                "version_added": None,
+                "type": "string",
+                "example": "redis_default",
+                "default": None,
+            },
+        },
+    }
 }
 
 _NAME = "Whisul"
@@ -82,6 +142,7 @@ def get_provider_info() -> dict[str, Any]:
                 "python-module": "airflow_provider_whisul.transfers.whisul_to_object_storage",
             }
         ],
+        "config": CONFIG,
         "extra-links": ["airflow_provider_whisul.links.whisul.WhisulSongLink"],
         "connection-types": [
             {

@@ -38,5 +38,5 @@ def polled(job: WhisulJob) -> None:
         Stats.incr("whisul.failed")
     elif job.completed:
         Stats.incr("whisul.delivered")
-        if job.started_at and job.finished_at:
-            Stats.timing("whisul.song_time", job.finished_at - job.started_at)
+        if job.time_taken is not None:
+            Stats.timing("whisul.song_time", job.time_taken)

@@ -1,29 +1,38 @@
-"""The differences between the supported versions of Airflow (2.11 to 3.3) that common-compat does not cover."""
+"""The differences between the supported versions of Airflow (2.11 and later) that common-compat does not cover."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from airflow import __version__
 from packaging.version import Version
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Connection, Context
     from fsspec import AbstractFileSystem
 
 if TYPE_CHECKING:
+    from airflow.sdk.definitions.asset import AssetRef
     from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
-    from airflow.sdk.exceptions import TaskDeferralError, TaskDeferralTimeout
+    from airflow.sdk.exceptions import AirflowRescheduleException, TaskDeferralError, TaskDeferralTimeout
 else:
+    try:  # 3.0 and later
+        from airflow.sdk.definitions.asset import AssetRef
+    except ImportError:
+
+        class AssetRef:
+            """Airflow 2 has no references to assets."""
+
     try:  # 3.3 and later
         from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
     except ImportError:
         RetryDecision = RetryPolicy = object
 
     try:  # 3.2 and later
-        from airflow.sdk.exceptions import TaskDeferralError, TaskDeferralTimeout
+        from airflow.sdk.exceptions import AirflowRescheduleException, TaskDeferralError, TaskDeferralTimeout
     except ImportError:
-        from airflow.exceptions import TaskDeferralError
+        from airflow.exceptions import AirflowRescheduleException, TaskDeferralError
 
         try:  # 3.0 and 3.1
             from airflow.exceptions import TaskDeferralTimeout
@@ -38,6 +47,12 @@ HAS_EXTERNAL_VIEWS = Version(__version__) >= Version("3.1")
 
 #: Whether the UI computes an extra link each time it shows it. Later versions have the worker do it when the task ends.
 UI_COMPUTES_LINKS = Version(__version__) < Version("3.0")
+
+#: Whether Airflow ends a deferral at the task's execution_timeout, counted from the start of the try.
+ENDS_DEFERRAL_AT_EXECUTION_TIMEOUT = Version(__version__) < Version("3.0")
+
+#: Whether a user who clears a task empties its task state store too, unless told otherwise (apache/airflow#72100).
+CLEARING_EMPTIES_TASK_STATE = Version(__version__) >= Version("3.4.0.dev0")
 
 #: What Airflow raises in place of the event where it ended a deferral by itself.
 DEFERRAL_ERRORS = (TaskDeferralError, TaskDeferralTimeout)
@@ -71,6 +86,36 @@ def is_from_earlier_try(next_kwargs: dict[str, Any] | None, context: Context) ->
     )
 
 
+def region(ti: object) -> str | None:
+    """
+    Return which iteration of a loop a task instance belongs to, None where it belongs to none.
+
+    From 3.4 on a task can run several times in one DAG run, with one map index.
+
+    :param ti: The task instance, as the task's context has it.
+    """
+    region_id = getattr(ti, "region_id", None)
+    if region_id is None or str(region_id) == str(UUID(int=0)):
+        return None
+    return f"{region_id}/{getattr(ti, 'region_index', None)}"
+
+
+class MissingPackageError(Exception):
+    """
+    No package that is installed knows a protocol of ``ObjectStoragePath``.
+
+    :param protocol: Such as ``s3``.
+    """
+
+    def __init__(self, protocol: str) -> None:
+        extra = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "adl": "azure"}
+        if protocol in extra:
+            remedy = f"Install airflow-provider-whisul[{extra[protocol]}] where the tasks run."
+        else:
+            remedy = "Check how it is spelt, or install the Airflow provider that knows it where the tasks run."
+        super().__init__(f"no installed package knows {protocol}:// addresses. {remedy}")
+
+
 def filesystem(protocol: str, conn_id: str | None) -> AbstractFileSystem:
     """
     Return the filesystem that Airflow's ``ObjectStoragePath`` uses for a protocol.
@@ -79,7 +124,7 @@ def filesystem(protocol: str, conn_id: str | None) -> AbstractFileSystem:
 
     :param protocol: Such as ``file`` or ``s3``.
     :param conn_id: The Airflow connection that it uses, None for what the environment says.
-    :raises ValueError: No installed provider knows the protocol.
+    :raises MissingPackageError: No installed package knows the protocol.
     """
     if TYPE_CHECKING:
         from airflow.sdk.io import attach
@@ -88,17 +133,42 @@ def filesystem(protocol: str, conn_id: str | None) -> AbstractFileSystem:
             from airflow.sdk.io import attach
         except ImportError:  # before 3.0
             from airflow.io.store import attach
-    return attach(protocol, conn_id).fs
+    try:
+        return attach(protocol, conn_id).fs
+    except ValueError as error:
+        if str(error).startswith("No filesystem registered"):
+            raise MissingPackageError(protocol) from None
+        raise
+
+
+def server_connection(conn_id: str) -> Connection:
+    """
+    Return an Airflow connection outside of a task, on a machine that reaches Airflow's database.
+
+    From 3.0 on the hooks' own look-up does not read the database there.
+
+    :param conn_id: The connection's id.
+    :raises AirflowNotFoundException: There is none.
+    """
+    from airflow.models.connection import Connection
+
+    return Connection.get_connection_from_secrets(conn_id)
 
 
 __all__ = [
+    "CLEARING_EMPTIES_TASK_STATE",
     "DEFERRAL_ERRORS",
+    "ENDS_DEFERRAL_AT_EXECUTION_TIMEOUT",
     "HAS_EXTERNAL_VIEWS",
     "HAS_RETRY_POLICY",
     "UI_COMPUTES_LINKS",
+    "AirflowRescheduleException",
+    "AssetRef",
     "RetryDecision",
     "RetryPolicy",
     "filesystem",
     "is_deferral_timeout",
     "is_from_earlier_try",
+    "region",
+    "server_connection",
 ]

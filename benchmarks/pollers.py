@@ -192,7 +192,7 @@ def whisul(task: Task) -> Iterator[Trigger]:
 
     now = time.time()
     for job_id in task.job_ids:
-        yield WhisulJobTrigger(job_id, "whisul_default", task.interval, now + FOREVER, now)
+        yield WhisulJobTrigger(job_id, "whisul_default", task.interval, now + FOREVER)
 
 
 def whisul_batch(task: Task) -> Iterator[Trigger]:

@@ -136,6 +136,8 @@ class Bench:
         env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
         env |= {
             "AIRFLOW_HOME": str(self._home),
+            # What a rate limiter has learnt of the account is kept here, for the pollers of this run alone.
+            "TMPDIR": str(self._home),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW_CONN_WHISUL_DEFAULT": json.dumps(whisul),
             "AIRFLOW_CONN_HTTP_DEFAULT": json.dumps({"conn_type": "http", "host": self._server.origin}),

@@ -1,5 +1,5 @@
 """
-A raw HTTP/1.1 server in a process of its own, which responds to every poll of a job at once.
+A raw HTTP/1.1 server in a process of its own, which responds to every poll of a job, and to every song, at once.
 
 It costs so little that the client is what is measured. ``python -m benchmarks.server`` prints its address, and ends
 when its standard input does.
@@ -17,6 +17,7 @@ import sys
 import time
 import urllib.request
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,9 +36,19 @@ JOB = json.dumps(
 #: Where a job that is still running does not exist (404): HttpSensorTrigger can wait for nothing else.
 ABSENT = b"/api/absent/"
 
+#: Where songs are, each with the number of its bytes: ``/song/1000000/some-job.mp3``.
+SONG = b"/song/"
 
-def _response(status: bytes, body: bytes) -> bytes:
-    return b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)
+
+def _response(status: bytes, body: bytes, content_type: bytes = b"application/json") -> bytes:
+    head = b"HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
+    return head % (status, content_type, len(body)) + body
+
+
+@lru_cache(maxsize=4)
+def _song(size: int) -> bytes:
+    """Return the response with a song: a tag of ID3, and silence."""
+    return _response(b"200 OK", b"ID3\x03" + bytes(size - 4), b"audio/mpeg")
 
 
 _RUNNING = _response(b"200 OK", JOB)
@@ -70,6 +81,9 @@ class _Connection(asyncio.Protocol):
                 self._connections.clear()
                 continue
             self._requests.append(time.monotonic())
+            if path.startswith(SONG):
+                self._transport.write(_song(int(path.split(b"/")[2])))
+                continue
             self._transport.write(_ABSENT if path.startswith(ABSENT) else _RUNNING)
 
 

@@ -76,10 +76,10 @@ def main() -> int:
             manifest = airflow.xcom(DAG_ID, run_id, "keep")
             say(
                 f"\n{len(songs)} songs, from prompt to file, by a real Airflow.\n"
-                f"Files:         {SONGS_FOLDER / run_id}   ({manifest['manifest']} lists them)\n"
-                f"Tracks tab:    {tracks_tab(airflow, run_id)}"
+                f"Files:         {SONGS_FOLDER / run_id}   ({manifest['manifest']} lists them)"
             )
             if sys.stdin.isatty():
+                say(f"Tracks tab:    {tracks_tab(airflow, run_id)}")
                 input("\nAirflow and the sandbox run until you press Enter: open the Tracks tab in a browser. ")
     say("All processes are stopped, and the files are kept. To use the UI: make airflow")
     return 0

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Installs this checkout, one exact Airflow and the test tools into a virtual environment of their own.
-# usage: dev/make_venv.sh AIRFLOW_VERSION DIRECTORY      PYTHON=/path/to/python3.12 dev/make_venv.sh …
+# usage: dev/make_venv.sh AIRFLOW_VERSION DIRECTORY [CONSTRAINTS]      PYTHON=/path/to/python3.12 dev/make_venv.sh …
 set -euo pipefail
 cd "$(dirname "$0")/.."
 version=$1
 venv=$2
-constraints=constraints/airflow-$version.txt
+constraints=${3:-constraints/airflow-$version.txt}
 [ -f "$constraints" ] || { echo "No $constraints: supported are $(ls constraints | tr '\n' ' ')" >&2; exit 2; }
 
 # Airflow writes its byte code once; without it every start takes three to five times as long.

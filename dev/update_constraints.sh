@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Remakes constraints/airflow-*.txt: the exact versions that each supported Airflow is tested with.
+# Remakes constraints/airflow-*.txt, the exact versions that each supported Airflow is tested with, and
+# constraints/lowest-*.txt, those of the oldest one with the lowest versions that pyproject.toml allows.
 # usage: dev/update_constraints.sh [AIRFLOW_VERSION ...]     (default: those in constraints/)
 # Only a maintainer needs this, and the network; it resolves with uv, which it installs into a temporary environment.
 set -euo pipefail
@@ -28,8 +29,8 @@ compile() { # PYTHON_VERSION OUTPUT [OPTION ...]
 # The files there say which Airflows are supported; a new one is added by naming it.
 [ $# -gt 0 ] || set -- $(ls constraints | sed -n 's/^airflow-\(.*\)\.txt$/\1/p')
 for version in "$@"; do
-    # What pip builds with: hatchling and editables the checkout, the other two python-nvd3, which Airflow 2 needs.
-    printf '%s\n' "apache-airflow==$version" hatchling editables setuptools wheel $(extra_pins "$version") > "$work/requirements.in"
+    # What pip builds with: the first three the checkout, the other two python-nvd3, which Airflow 2 needs.
+    printf '%s\n' "apache-airflow==$version" hatchling hatch-fancy-pypi-readme editables setuptools wheel $(extra_pins "$version") > "$work/requirements.in"
     compile 3.11 "$work/3.11.txt"
     # The same versions on the newer Pythons, where some packages need others beside them.
     newer="3.12 3.13"
@@ -39,3 +40,18 @@ for version in "$@"; do
     rm "$work"/3.1?.txt
     echo "constraints/airflow-$version.txt: $(wc -l < "constraints/airflow-$version.txt") packages"
 done
+
+# Lowest are our own dependencies, and that of the extra redis, which the suite runs with. What they need beside them is
+# free, all else is as in constraints/airflow-*.txt.
+# packaging is as low as Airflow itself allows it.
+oldest=$(ls constraints | sed -n 's/^airflow-\(.*\)\.txt$/\1/p' | sort -V | head -n 1)
+sed -n -e '/^dependencies = \[/,/^\]/s/^    "\([A-Za-z0-9._-]*\)>=\([0-9.]*\).*/\1==\2/p' \
+    -e 's/^redis = \["redis>=\([0-9.]*\)"\]$/redis==\1/p' pyproject.toml |
+    grep -vE '^(apache-airflow|packaging)==' > "$work/lowest.txt"
+free=$(sed 's/==.*//' "$work/lowest.txt" | paste -sd '|')
+grep -vE "^($free|packaging|apache-airflow-providers-.*|aiosignal|frozenlist|multidict|propcache)==" \
+    "constraints/airflow-$oldest.txt" > "$work/others.txt"
+{ printf '%s\n' "apache-airflow==$oldest" hatchling editables setuptools wheel && cat "$work/lowest.txt"; } > "$work/requirements.in"
+compile 3.11 "$work/all.txt" --resolution lowest-direct --constraint "$work/others.txt"
+LC_ALL=C sort -u "$work/all.txt" > "constraints/lowest-$oldest.txt"
+echo "constraints/lowest-$oldest.txt: $(wc -l < "constraints/lowest-$oldest.txt") packages"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from airflow.providers.common.compat.sdk import DAG
 
@@ -27,6 +27,5 @@ submits the prompt again, and costs credits again.
         prompt="lo-fi for {{ ds | default('tonight', true) }}",
         wait_for_completion=True,
         retries=2,
-        retry_delay=timedelta(minutes=1),
         doc_md="Makes one song; up to three times if it fails.",
     )

@@ -18,6 +18,9 @@ os.environ["AIRFLOW_HOME"] = _home.name
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
 
+# What they assert is told as in a test file.
+pytest.register_assert_rewrite("tests.e2e.crash.cases", "tests.support.reconciliation")
+
 from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions  # noqa: E402
 from tests.support.clock import FakeClock  # noqa: E402
 from tests.support.markers import markers_of  # noqa: E402
@@ -33,13 +36,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the machine's own proxies, CAs, .netrc and rate limiter files out of the tests."""
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "requests_ca_bundle", "curl_ca_bundle"):
+    """Keep the machine's own proxies, CAs, .netrc, rate limiter files and records out of the tests."""
+    for name in (
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+        "no_proxy",
+        "requests_ca_bundle",
+        "curl_ca_bundle",
+        "ssl_cert_file",
+    ):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     # Here the rate limiters keep what they have learnt: no test must learn from another one.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("tmp")))
+    # Here the tasks record what they have submitted: no test must find another one's songs.
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path_factory.mktemp("airflow-home")))
 
 
 @pytest.fixture

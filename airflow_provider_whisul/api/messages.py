@@ -1,9 +1,9 @@
 """
-The two endpoints as data: requests, and what a response means. No I/O and no clock.
+The two endpoints as data: requests and responses. No I/O and no clock.
 
-Both HTTP clients, requests in a worker and aiohttp in the triggerer, send what this module builds and read what it
-parses, so that a status means the same in both. Documented at https://docs.whisul.com, pages api-reference/compose,
-api-reference/get-job, api-reference/job-status and guides/error-handling.
+Both HTTP clients, requests in a worker and aiohttp in the triggerer, send what this module builds. What a response
+means is in :mod:`airflow_provider_whisul.api.outcomes`. Documented at https://docs.whisul.com, pages
+api-reference/compose, api-reference/get-job, api-reference/job-status and guides/error-handling.
 """
 
 from __future__ import annotations
@@ -11,27 +11,15 @@ from __future__ import annotations
 import json
 import math
 import re
-import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
 from airflow_provider_whisul import __version__
-from airflow_provider_whisul.api.models import WhisulJob
-from airflow_provider_whisul.exceptions import (
-    WhisulConnectionError,
-    WhisulError,
-    WhisulInvalidInputError,
-    WhisulJobNotFoundError,
-    WhisulRateLimitError,
-    WhisulResponseError,
-    WhisulServerError,
-    WhisulTLSError,
-    WhisulUnauthorizedError,
-)
-from airflow_provider_whisul.text import quote
+from airflow_provider_whisul.exceptions import WhisulInvalidInputError
+from airflow_provider_whisul.text import mask, quote
 
 #: The headers of every request, beside ``Authorization``.
 HEADERS = {"Accept": "application/json", "User-Agent": f"airflow-provider-whisul/{__version__}"}
@@ -39,13 +27,35 @@ HEADERS = {"Accept": "application/json", "User-Agent": f"airflow-provider-whisul
 #: Bytes of a response body that are read at most. A documented body has less than a thousandth of that.
 MAX_BODY_BYTES = 1 << 20
 
-#: Seconds. A longer ``Retry-After`` makes no sense: it is probably a Unix time, not a number of seconds.
-MAX_RETRY_AFTER = 86_400.0
+#: Seconds of a ``Retry-After`` that are waited at most, then one request asks again. A longer one is probably no number
+#: of seconds but milliseconds or a Unix time, or a date by a clock that is wrong.
+MAX_RETRY_AFTER = 900.0
+
+#: The same where a header says that the limit is used up. Whisul documents none: a wrong one must cost little.
+MAX_EXHAUSTED = 60.0
 
 #: A job that cannot exist. Polling it proves a key and costs nothing.
 NO_SUCH_JOB_ID = "00000000-0000-0000-0000-000000000000"
 
-_JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
+#: What can be a job's id.
+JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
+
+#: How a 403 or a 429 says that the account has no credits left.
+_OUT_OF_CREDITS = re.compile(
+    r"\b(insufficient|not enough|no more|no|out of) (\w+ )?(credits?|balance|funds)\b"
+    r"|\bcredits? (\w+ )?(exhausted|used up|depleted)\b|\bpayment required\b"
+)
+#: The same of a "quota", which may also be one of requests per minute: then the text says so, or when to come back.
+_OUT_OF_QUOTA = re.compile(
+    r"^(?!.*\b(requests?|rate|per|(this|each|next) \w+|seconds?|minutes?|hours?|try again|retry)\b)"
+    r".*(\b(insufficient|not enough|no more|no|out of) (\w+ )?quota\b|exceeded your current quota)"
+)
+
+#: How a text reaches the task as a text where Jinja reads what it renders as Python.
+_NATIVE_ADVICE = (
+    "In a DAG with render_template_as_native_obj=True a text such as 1984 or [1] becomes a number or a list: write it "
+    """in quotes of its own, prompt="'1984'", or as a template {{ params.prompt | string | pprint }}."""
+)
 
 
 @dataclass(frozen=True)
@@ -72,16 +82,21 @@ class Response:
     :param body: The body, at most :data:`MAX_BODY_BYTES` of it.
     :param complete: Whether the body came to its end.
     :param retry_after: Seconds that a ``Retry-After`` header asks to wait, None if it does not.
+    :param exhausted_for: Seconds until the account's limit allows another request, where a header says that it is used
+        up; else None.
     :param cooldown: Seconds until our rate limiter permits the next request, None unless the key is throttled.
     :param api_key: The key that was sent. It is masked where the body echoes it.
+    :param conn_id: The Airflow connection that the key is in, for the messages; blank where that is not known.
     """
 
     status: int
     body: bytes = b""
     complete: bool = True
     retry_after: float | None = None
+    exhausted_for: float | None = None
     cooldown: float | None = None
     api_key: str = field(default="", repr=False)
+    conn_id: str = ""
 
     @classmethod
     def from_http(
@@ -98,16 +113,45 @@ class Response:
         :param api_key: The key that was sent.
         """
         retry_after = parse_retry_after(headers.get("Retry-After"), now)
-        return cls(status, body, complete, retry_after=retry_after, api_key=api_key)
+        exhausted_for = parse_exhausted_for(headers, now)
+        return cls(status, body, complete, retry_after=retry_after, exhausted_for=exhausted_for, api_key=api_key)
 
     @property
     def throttled(self) -> bool:
-        """Whether the response is a 429."""
-        return self.status == 429
+        """Whether the response is a 429 about too many requests, which the rate limiter must know."""
+        return self.status == 429 and not self.out_of_credits
+
+    @property
+    def asked_wait(self) -> float | None:
+        """The seconds that the response asks all requests of the account to wait, None if it does not."""
+        asked = (self.retry_after if self.throttled else None, self.exhausted_for)
+        return max((seconds for seconds in asked if seconds is not None), default=None)
+
+    @property
+    def out_of_credits(self) -> bool:
+        """Whether the account has no credits left: a 402, or a 403 or 429 whose JSON says so."""
+        if self.status not in (403, 429):
+            return self.status == 402
+        words = (re.sub(r"[\W_]+", " ", text).lower() for text in self.api_texts())
+        return any(_OUT_OF_CREDITS.search(text) or _OUT_OF_QUOTA.search(text) for text in words)
+
+    def json_object(self) -> dict[str, object] | None:
+        """Return the body's JSON object, with the key masked; None where the body is none, or broke off."""
+        data = self.json() if self.complete else None
+        return data if isinstance(data, dict) else None
+
+    def api_texts(self) -> list[str]:
+        """Return the texts by which the JSON of an error says what is wrong, the most telling first."""
+        data = self.json()
+        found = [data] if isinstance(data, dict) else []
+        found += [nested for name in ("error", "detail") if found and isinstance(nested := found[0].get(name), dict)]
+        texts = (one.get(name) for name in ("message", "error", "detail", "code", "type") for one in found)
+        return [text for text in texts if isinstance(text, str) and text.strip()]
 
     def text(self) -> str:
         """Return the body as text, with the key masked."""
-        return self._masked(self.body.decode("utf-8", "replace"))
+        # UTF-16 has a NUL beside each character of ASCII: a key would be readable, and not found.
+        return self._masked(self.body.replace(b"\0", b"").decode("utf-8", "replace"))
 
     def json(self) -> object:
         """Return the body's JSON, with the key masked; None where the body is no JSON that can be read."""
@@ -126,7 +170,7 @@ class Response:
         return value
 
     def _masked(self, text: str) -> str:
-        return text.replace(self.api_key, "***") if self.api_key else text
+        return mask(text, self.api_key)
 
 
 def generate_request(prompt: object) -> Request:
@@ -139,7 +183,7 @@ def generate_request(prompt: object) -> Request:
     if not isinstance(prompt, str):
         raise WhisulInvalidInputError(
             f"The prompt must be a string, not {type(prompt).__name__}. Nothing was sent. Where it is a template, "
-            "look at the task's rendered fields."
+            f"look at the task's rendered fields. {_NATIVE_ADVICE}"
         )
     if not prompt.strip():
         raise WhisulInvalidInputError(
@@ -156,169 +200,19 @@ def job_request(job_id: object) -> Request:
     :param job_id: The job's id.
     :raises WhisulInvalidInputError: It cannot be a job's id. Nothing is sent: in a URL it could lead elsewhere.
     """
-    if not isinstance(job_id, str) or not _JOB_ID.fullmatch(job_id):
+    if not isinstance(job_id, str) or not JOB_ID.fullmatch(job_id):
         raise WhisulInvalidInputError(
-            f"{_describe(job_id)} is not the id of a Whisul job, so nothing was sent. Use the id that the submission "
+            f"{describe(job_id)} is not the id of a Whisul job, so nothing was sent. Use the id that the submission "
             "returned: letters, digits, '-' and '_'."
         )
     return Request("GET", f"/jobs/{job_id}")
 
 
-def read_submission(response: Response) -> str:
-    """
-    Return the job's id from a response to :func:`generate_request`.
-
-    :param response: The response.
-    :raises WhisulError: The response is not a 202 with a job's id; see :func:`error_from_response`.
-    """
-    if response.status != 202:
-        raise error_from_response(response)
-    job_id = _json_object(response).get("job_id")
-    if not isinstance(job_id, str) or not _JOB_ID.fullmatch(job_id):
-        raise WhisulResponseError(
-            f"Whisul accepted the prompt (202) but gave no usable job_id: {_describe(job_id)}.", http_status=202
-        )
-    return job_id
-
-
-def read_job(response: Response, job_id: str) -> WhisulJob:
-    """
-    Return the job from a response to :func:`job_request`.
-
-    :param response: The response.
-    :param job_id: The job that was polled.
-    :raises WhisulError: The response is not a 200 with a job; see :func:`error_from_response`.
-    """
-    if response.status != 200:
-        raise error_from_response(response, job_id)
-    return WhisulJob.from_json(job_id, _json_object(response, job_id))
-
-
-def error_from_response(response: Response, job_id: str | None = None) -> WhisulError:
-    """
-    Return the error that a response other than the documented success means.
-
-    :param response: The response.
-    :param job_id: The job that was polled, None for a submission.
-    """
-    status = response.status
-    about = f"about job {job_id}" if job_id else "to the submission"
-    detail = f"Whisul answered {status} {about}{_api_message(response)}"
-    if status == 400:
-        hint = "Check the job's id." if job_id else "No job was made. Check that the prompt is a non-empty text."
-        return WhisulInvalidInputError(f"{detail}. {hint}", job_id=job_id, http_status=status)
-    if status in (401, 403):
-        return WhisulUnauthorizedError(
-            f"{detail}. The API key is missing, wrong, revoked or expired. Put a valid one into the password of the "
-            "Airflow connection; one that was regenerated in the dashboard replaces the old one at once.",
-            job_id=job_id,
-            http_status=status,
-        )
-    if status == 404 and job_id:
-        return WhisulJobNotFoundError(
-            f"{detail}. There is no such job: the id is wrong, it belongs to another account, or the job has expired. "
-            "Check the id and the connection; an expired song can only be submitted anew.",
-            job_id=job_id,
-            http_status=status,
-        )
-    if response.throttled:
-        asked = "" if response.retry_after is None else f" and asks to wait {response.retry_after:.0f} s"
-        return WhisulRateLimitError(
-            f"{detail}{asked}. Too many requests with this key; another request at once would prolong the block.",
-            job_id=job_id,
-            http_status=status,
-            retry_after=response.retry_after,
-            cooldown=response.cooldown,
-        )
-    if status >= 500:
-        return WhisulServerError(
-            f"{detail}. This is usually transient. If it persists, see Whisul's status page or contact its support.",
-            job_id=job_id,
-            http_status=status,
-        )
-    if 300 <= status < 400:
-        return WhisulResponseError(
-            f"{detail}: a redirect, which is not followed, since the key must not go to another address. Check the "
-            "host of the Airflow connection.",
-            job_id=job_id,
-            http_status=status,
-        )
-    return WhisulResponseError(
-        f"{detail}, which is not documented. Check the host of the Airflow connection.",
-        job_id=job_id,
-        http_status=status,
-    )
-
-
-def connection_error(
-    request: Request, base_url: str, error: Exception, never_sent: tuple[type[Exception], ...]
-) -> WhisulConnectionError:
-    """
-    Return the error for a request that got no response.
-
-    :param request: The request.
-    :param base_url: The base URL that it was for.
-    :param error: What the HTTP client raised.
-    :param never_sent: The client's errors that only happen before a request is sent.
-    """
-    causes = list(_causes(error))
-    job_id = request.path.rpartition("/")[2] if request.method == "GET" else None
-    reason = next((quote(str(cause)) for cause in reversed(causes) if str(cause)), type(error).__name__)
-    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
-        return WhisulTLSError(
-            f"The certificate of {base_url} could not be verified ({reason}), so nothing was sent. Behind a proxy with "
-            "a CA of its own, name the CA file in the connection's extra 'verify'.",
-            job_id=job_id,
-            request_sent=False,
-        )
-    sent = not any(isinstance(cause, never_sent) for cause in causes)
-    if not sent:
-        outcome = "The request was not sent."
-    elif request.method == "POST":
-        outcome = "The request may have arrived."
-    else:
-        outcome = "The job is not affected."
-    return WhisulConnectionError(
-        f"No response to {request.method} {base_url}{request.path}: {reason}. {outcome}",
-        job_id=job_id,
-        request_sent=sent,
-    )
-
-
-def is_retryable(request: Request, error: WhisulError) -> bool:
-    """
-    Return whether a request that ended in an error may be sent again.
-
-    A poll may be, after any transient error. A submission may be only where it certainly made no job, since the API has
-    no idempotency key: after a 429, or where it never left this machine.
-
-    :param request: The request.
-    :param error: How it ended.
-    """
-    if isinstance(error, WhisulRateLimitError):
-        # Without a status it is our rate limiter's refusal: the time for this request is over.
-        return error.http_status is not None
-    if request.method == "GET":
-        return error.transient
-    return error.transient and isinstance(error, WhisulConnectionError) and not error.request_sent
-
-
-def may_have_been_accepted(error: WhisulError) -> bool:
-    """
-    Return whether a submission that ended in an error may have made a job all the same.
-
-    :param error: How it ended.
-    """
-    if isinstance(error, WhisulConnectionError):
-        return error.request_sent
-    if isinstance(error, WhisulResponseError):
-        return error.http_status is not None and 200 <= error.http_status < 300
-    return isinstance(error, WhisulServerError)
-
-
 def parse_retry_after(value: str | None, now: float) -> float | None:
     """
     Return a ``Retry-After`` header as seconds from now, None where there is none or it makes no sense.
+
+    It is at most :data:`MAX_RETRY_AFTER`.
 
     :param value: The header: a number of seconds or an HTTP date.
     :param now: When the response came, in Unix seconds.
@@ -335,48 +229,36 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
             seconds = date.timestamp() - now
         except (ValueError, OverflowError):
             return None
-    return max(seconds, 0.0) if -math.inf < seconds <= MAX_RETRY_AFTER else None
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER) if math.isfinite(seconds) else None
 
 
-def _json_object(response: Response, job_id: str | None = None) -> dict[str, object]:
-    about = f"about job {job_id}" if job_id else "to the submission"
-    if not response.complete:
-        raise WhisulResponseError(
-            f"Whisul's response {about} broke off after {len(response.body)} bytes.",
-            job_id=job_id,
-            http_status=response.status,
-        )
-    data = response.json()
-    if not isinstance(data, dict):
-        text = quote(response.text())
-        excerpt = f'"{text[:80]}"' if text else "empty"
-        raise WhisulResponseError(
-            f"Whisul's response {about} ({response.status}) is not the documented JSON but {excerpt}.",
-            job_id=job_id,
-            http_status=response.status,
-        )
-    return data
+def parse_exhausted_for(headers: Mapping[str, str], now: float) -> float | None:
+    """
+    Return for how many seconds the account's limit is used up, by ``RateLimit-*`` or ``X-RateLimit-*`` headers.
+
+    Whisul documents none, so they are used only to be more careful.
+
+    :param headers: The headers, looked up without regard to case.
+    :param now: When the response came, in Unix seconds.
+    :return: The seconds, at most :data:`MAX_EXHAUSTED`. None where requests remain, or nothing says so.
+    """
+    for prefix in ("RateLimit-", "X-RateLimit-"):
+        try:
+            remaining, reset = float(headers[f"{prefix}Remaining"]), float(headers[f"{prefix}Reset"])
+        except (KeyError, ValueError):
+            continue
+        # Some count the seconds from now on, others name a Unix time.
+        seconds = reset - now if reset > now / 2 else reset
+        if remaining <= 0 and 0 < seconds < math.inf:
+            return min(seconds, MAX_EXHAUSTED)
+    return None
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and its causes, the innermost last."""
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__cause__ or found.__context__
+def describe(value: object) -> str:
+    """
+    Return a value of unknown origin as a message names it.
 
-
-def _api_message(response: Response) -> str:
-    """Return the API's own message in an error response, as the continuation of a sentence."""
-    data = response.json()
-    if isinstance(data, dict):
-        for name in ("message", "error", "detail"):
-            message = data.get(name)
-            if isinstance(message, str) and message.strip():
-                return f' ("{quote(message).rstrip(".")}")'
-    return ""
-
-
-def _describe(value: object) -> str:
+    :param value: The value.
+    """
     # The repr of a number or of nested lists can be endless.
     return quote(repr(value)) if isinstance(value, str | None) else f"A value of type {type(value).__name__}"

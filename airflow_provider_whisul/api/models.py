@@ -6,11 +6,25 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TypedDict
+from datetime import UTC, datetime, timedelta
+from typing import Literal, TypedDict
 
 from airflow_provider_whisul.exceptions import WhisulError, WhisulJobFailedError, WhisulResponseError
-from airflow_provider_whisul.text import quote, storable
+from airflow_provider_whisul.text import excerpt, quote, storable
+
+Status = Literal["running", "completed", "failed"]
+
+#: The statuses that the API documents, and other words for them, each without regard to case and surrounding space. Any
+#: other word counts as running: a job that is waited for too long costs less than one that is paid for twice.
+STATUS_WORDS: dict[Status, tuple[str, ...]] = {
+    "running": ("running",),
+    "completed": ("completed", "complete", "done", "finished", "succeeded", "success"),
+    "failed": ("failed", "failure", "error", "errored", "cancelled", "canceled", "rejected"),
+}
+_STATUSES: dict[str, Status] = {word: status for status, words in STATUS_WORDS.items() for word in words}
+
+#: A response about a job has at least one of them. A general error may have a ``result``, which is null.
+_JOB_FIELDS = {"prompt", "started_at", "finished_at"}
 
 
 class Song(TypedDict):
@@ -38,7 +52,8 @@ class WhisulJob:
     A job as a poll returned it (page api-reference/job-status).
 
     :param job_id: The job's id.
-    :param status: ``running``, ``completed`` or ``failed``. Any other word is undocumented and counts as running.
+    :param status: ``running``, ``completed`` or ``failed``, also where the API has another of :data:`STATUS_WORDS`. Any
+        other word is undocumented and counts as running.
     :param prompt: The prompt.
     :param song: The song, None unless the job is completed.
     :param error: Why the job failed, None unless it failed and the API gives a reason.
@@ -61,17 +76,19 @@ class WhisulJob:
 
         :param job_id: The job that was polled.
         :param data: The body.
-        :raises WhisulResponseError: The body has no status, or the job is completed and the body has no result.
+        :raises WhisulResponseError: The body has no status.
         """
         status = data.get("status")
         if not isinstance(status, str):
             raise WhisulResponseError(
-                f"Whisul's response about job {job_id} has no status.", job_id=job_id, http_status=200
+                f"No status is in Whisul's response about job {job_id}.", job_id=job_id, http_status=200
             )
-        status, result = quote(status), data.get("result")
-        if status == "completed" and not isinstance(result, dict):
+        word, result = status.strip().casefold(), data.get("result")
+        status = _STATUSES.get(word) or quote(status)
+        if status == "failed" != word and not _JOB_FIELDS & data.keys():
+            # The usual envelope of a general error has such a word too. A failed job is paid for again.
             raise WhisulResponseError(
-                f"Whisul says that job {job_id} is completed, but sends no result with it.",
+                f"A response with the status {quote(word)!r} that is not about a job came for job {job_id}.",
                 job_id=job_id,
                 http_status=200,
             )
@@ -79,7 +96,7 @@ class WhisulJob:
             job_id=job_id,
             status=status,
             prompt=_text(data.get("prompt")),
-            song=_song(job_id, data, result) if status == "completed" and isinstance(result, dict) else None,
+            song=_song(job_id, data, result if isinstance(result, dict) else {}) if status == "completed" else None,
             error=_text(data.get("error")),
             started_at=_utc(data.get("started_at")),
             finished_at=_utc(data.get("finished_at")),
@@ -90,21 +107,42 @@ class WhisulJob:
         return self.status == "completed"
 
     @property
+    def has_song_url(self) -> bool:
+        """Whether the job is completed and its song can be fetched. A job may be completed some time before that."""
+        return self.song is not None and bool((self.song["song_url"] or "").strip())
+
+    @property
     def failed(self) -> bool:
         return self.status == "failed"
 
     @property
+    def time_taken(self) -> timedelta | None:
+        """How long the job has taken, None while it runs or where Whisul does not say it."""
+        return self.finished_at - self.started_at if self.started_at and self.finished_at else None
+
+    @property
     def status_known(self) -> bool:
-        return self.status in ("running", "completed", "failed")
+        return self.status in STATUS_WORDS
 
     def failed_error(self) -> WhisulJobFailedError:
         """Return the error for a failed job."""
         reason = quote(self.error).rstrip(".") if self.error else "Whisul gave no reason"
+        prompt = f'"{excerpt(self.prompt)}"' if self.prompt else "not reported"
         return WhisulJobFailedError(
-            f"Whisul job {self.job_id} failed: {reason}. A failed job cannot be resumed: only a new submission makes "
-            "the song; consider another prompt if the reason points at it.",
+            f"The song failed: {reason}. The prompt was {prompt} (job {self.job_id}). A failed job cannot be resumed: "
+            "only a new submission makes the song; consider another prompt if the reason points at it.",
             job_id=self.job_id,
         )
+
+
+def describe_job(job_id: str, prompt: str | None) -> str:
+    """
+    Return a job as a message names it: its id, and the beginning of its prompt where that is known.
+
+    :param job_id: The job's id.
+    :param prompt: Its prompt.
+    """
+    return f'job {job_id} ("{excerpt(prompt)}")' if prompt else f"job {job_id}"
 
 
 #: What one poll of a job brought: the job, or the error that the poll ended in.

@@ -1,50 +1,38 @@
 """
 The client of the Whisul API for workers, on requests.
 
-It sends and receives. What a request looks like and what a response means is in
-:mod:`airflow_provider_whisul.api.messages`, when a request may be sent in :mod:`airflow_provider_whisul.rate_limit`,
-when to poll a job again in :mod:`airflow_provider_whisul.polling`.
+It sends and receives. What a request looks like is in :mod:`airflow_provider_whisul.api.messages`, what a response
+means in :mod:`airflow_provider_whisul.api.outcomes`, when a request may be sent in
+:mod:`airflow_provider_whisul.rate_limit`, when to poll a job again in :mod:`airflow_provider_whisul.polling`.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 import requests
-import tenacity
-import urllib3.exceptions
 from airflow.providers.common.compat.sdk import BaseHook
-from requests.auth import AuthBase
 
 from airflow_provider_whisul import metrics
-from airflow_provider_whisul.api.connection import DEFAULT_CONN_ID, ConnectionSettings
-from airflow_provider_whisul.api.messages import (
-    HEADERS,
-    MAX_BODY_BYTES,
-    NO_SUCH_JOB_ID,
-    Request,
-    Response,
-    connection_error,
-    generate_request,
-    is_retryable,
-    job_request,
-    may_have_been_accepted,
-    read_job,
-    read_submission,
-)
+from airflow_provider_whisul.api.connection import DEFAULT_CONN_ID, ConnectionSettings, read_connection
+from airflow_provider_whisul.api.messages import NO_SUCH_JOB_ID, Request, Response, generate_request, job_request
 from airflow_provider_whisul.api.models import PollResult, WhisulJob
-from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
-from airflow_provider_whisul.exceptions import (
-    WhisulAmbiguousSubmitError,
-    WhisulError,
-    WhisulJobNotFoundError,
-    WhisulRateLimitError,
-)
+from airflow_provider_whisul.api.outcomes import check_key, read_job, read_submission, submission_error
+from airflow_provider_whisul.api.price import in_brackets
+from airflow_provider_whisul.api.transport import Exchange, connection_error, exchanging, find_ca, find_proxy
+from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock, utc
+from airflow_provider_whisul.exceptions import WhisulError, WhisulJobNotFoundError
 from airflow_provider_whisul.get_provider_info import CONN_FIELDS, UI_FIELD_BEHAVIOUR
+from airflow_provider_whisul.hooks.bounded_session import bounded_session, read_body
+from airflow_provider_whisul.hooks.retrying import retrying
+from airflow_provider_whisul.ledger.entries import Entry, Outcome
+from airflow_provider_whisul.ledger.outcomes import OutcomeRecorder, outcome_of_job
+from airflow_provider_whisul.ledger.submission_id import SubmissionId
+from airflow_provider_whisul.ledger.submitting import AlreadySubmitted, Submitting
 from airflow_provider_whisul.polling import (
     DEFAULT_POLL_INTERVAL,
     DEFAULT_TIMEOUT,
@@ -52,9 +40,10 @@ from airflow_provider_whisul.polling import (
     check_poll_interval,
     check_timeout,
 )
-from airflow_provider_whisul.rate_limit.backoff import MAX_ATTEMPTS, MAX_WORKER_WAIT, transient_delay
-from airflow_provider_whisul.rate_limit.shared_rate_limiter import SharedRateLimiter
-from airflow_provider_whisul.text import quote
+from airflow_provider_whisul.rate_limit.backoff import MAX_WORKER_ATTEMPTS, MAX_WORKER_WAIT
+from airflow_provider_whisul.rate_limit.store_choice import find_redis, limiter_store
+from airflow_provider_whisul.rate_limit.worker_rate_limiter import WorkerRateLimiter
+from airflow_provider_whisul.text import excerpt, quote
 
 if TYPE_CHECKING:
     from wtforms import Field
@@ -64,13 +53,6 @@ T = TypeVar("T")
 #: Seconds after which a connection that was kept alive is not trusted with a submission. Some servers keep it for 5.
 IDLE_SECONDS = 3.0
 
-#: The client's errors that only happen while a connection is made, before a request is sent on it.
-_NEVER_SENT = (
-    urllib3.exceptions.ConnectTimeoutError,
-    urllib3.exceptions.NewConnectionError,
-    urllib3.exceptions.ProxyError,
-)
-
 
 class WhisulHook(BaseHook):
     """
@@ -79,8 +61,8 @@ class WhisulHook(BaseHook):
     A request is retried as the API's documentation asks (page guides/error-handling), with each wait in the log: after
     a 429 by the backoff schedule of 5, 10, 20, 40, 60 s or ``Retry-After`` where longer; a poll also after 10 to 30 s
     where the response was a 5xx or the connection broke. A submission that may have arrived is never sent again. All
-    hooks with one API key, of one user on one machine, share one rate limiter. While the key is blocked one of them
-    probes.
+    hooks with one API key share one rate limiter, with the triggerer too: in a file of this user on this machine, or in
+    Redis where that is configured. While the key is blocked one of them probes.
 
     :param whisul_conn_id: The Airflow connection that holds the API key.
     :param clock: Time, sleep and jitter; for tests.
@@ -95,7 +77,8 @@ class WhisulHook(BaseHook):
         super().__init__()
         self.whisul_conn_id = whisul_conn_id
         self.clock = clock
-        self._last_response_at = 0.0
+        self._last_response_at, self._submitted_at = 0.0, dict[str, float]()
+        self._outcomes = OutcomeRecorder(clock)
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Field]:
@@ -118,53 +101,106 @@ class WhisulHook(BaseHook):
         """
         The settings in the Airflow connection, looked up at first use.
 
-        :raises WhisulConfigurationError: The connection cannot be used.
+        :raises WhisulConfigurationError: There is no such connection, or it cannot be used.
         """
-        connection = self.get_connection(self.whisul_conn_id)
-        return ConnectionSettings.from_connection(
-            self.whisul_conn_id,
-            host=connection.host,
-            schema=connection.schema,
-            port=connection.port,
-            password=connection.password,
-            extra=connection.extra_dejson,
-        )
+        return self._read_settings()
 
-    def generate(self, prompt: str, *, before_send: Callable[[], None] | None = None) -> str:
+    def _read_settings(self) -> ConnectionSettings:
+        return read_connection(self.whisul_conn_id, self.get_connection)
+
+    def _key_was_replaced(self) -> bool:
+        """Read the Airflow connection once more, and return whether it has another key, which is used from now on."""
+        try:
+            fresh = self._read_settings()
+        except Exception as error:
+            # The response that made us ask says more. The error's own text may hold a secret of the backend.
+            kind = type(error).__name__
+            self.log.warning("Airflow connection %r could not be read again: %s", self.whisul_conn_id, kind)
+            return False
+        if fresh.api_key == self.settings.api_key:
+            return False
+        self.log.info("Airflow connection %r has a new API key. The request is sent again.", self.whisul_conn_id)
+        self._session.close()
+        for name in ("_session", "_rate_limiter", "_ca"):
+            self.__dict__.pop(name, None)
+        self.settings = fresh
+        return True
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        before_send: Callable[[], None] | None = None,
+        submission: SubmissionId | None = None,
+    ) -> str:
         """
         Submit a prompt. This costs credits (page api-reference/compose).
 
-        The request is sent again only after a 429, or where it certainly never left this machine.
+        The request is sent again only where it certainly made no job and the reason may pass: after a 429, a refusal by
+        a CDN, or where it never left this machine.
 
         :param prompt: The description of the song, in plain language.
         :param before_send: Called once, when the rate limiter has permitted the request and just before it is sent. A
-            task that is killed before that has certainly submitted nothing. What it raises stops the submission.
+            task that is killed before that has certainly submitted nothing. What it raises stops the submission. Also
+            called before a :class:`WhisulAmbiguousSubmitError` of a submission that an earlier try has begun.
+        :param submission: What the submission is called, so that it is made once: where the ledger has a job of this
+            submission and prompt, that job is returned, and nothing is sent. None for a submission of its own.
         :return: The job's id.
-        :raises WhisulInvalidInputError: The prompt is empty or no string, or Whisul refused it (400).
-        :raises WhisulUnauthorizedError: The key is not accepted (401, 403).
+        :raises WhisulInvalidInputError: The prompt is empty or no string, or Whisul refused it (400, 413, 422, 451).
+        :raises WhisulUnauthorizedError: The key is not accepted (401 or 403, with JSON).
+        :raises WhisulOutOfCreditsError: The account has no credits left (402, or a 403 or 429 that says so).
         :raises WhisulRateLimitError: A 429 in the sixth attempt, or the rate limiter permits no request in ten minutes.
         :raises WhisulConnectionError: The request could not be sent in six attempts.
-        :raises WhisulAmbiguousSubmitError: No response, a 5xx, or a 2xx without a readable id: the job may exist.
-        :raises WhisulResponseError: Another response that is not documented; no job was made.
+        :raises WhisulResponseError: A CDN, or a server that is not Whisul's, refused the request in six attempts.
+        :raises WhisulAmbiguousSubmitError: The submission ended in any other way: the job may exist.
+        :raises WhisulBudgetExceededError: The connection's ``max_submissions_per_day`` is used up. Nothing was sent.
+        :raises WhisulStateError: The ledger cannot be read or written. Nothing was sent.
         """
+        request = generate_request(prompt)
+        entry = Submitting(prompt, submission, self.whisul_conn_id, self.clock, before_send)
 
         def read(response: Response) -> str:
             if response.status == 400:
                 self.log.error("Whisul's response to the refused request: %s", quote(response.text()))
-            return read_submission(response)
+            job_id = read_submission(response)
+            entry.accept(job_id)
+            self._submitted_at[job_id] = self._last_response_at
+            return job_id
 
         try:
-            job_id = self._send(generate_request(prompt), read, before_send=before_send)
+            job_id = self._send(request, read, entry=entry)
+        except AlreadySubmitted as found:
+            return found.job_id
         except WhisulError as error:
-            if may_have_been_accepted(error):
-                raise WhisulAmbiguousSubmitError(
-                    f"{error} So the prompt may have become a job and may have been paid for. The API cannot tell, so "
-                    "it is not sent again here: look at your Whisul dashboard if in doubt.",
-                    http_status=error.http_status,
-                ) from error
-            raise
+            raise submission_error(error) from None
         metrics.submitted()
+        cost = in_brackets(self.settings.price_per_song, 1)
+        self.log.info("Whisul accepted the prompt %r as job %s%s", excerpt(prompt), job_id, cost)
         return job_id
+
+    def find_submission(self, submission: SubmissionId, prompt: str, *, since: float) -> Entry | None:
+        """
+        Return what the ledger knows of an earlier submission.
+
+        Where another try is in the middle of it, its response is waited for.
+
+        :param submission: What the submission is called.
+        :param prompt: Its prompt.
+        :param since: When it was about to be made, in Unix seconds.
+        :return: The entry, whose ``job_id`` is None where nobody knows the job. None where there is no entry, as after
+            a refusal: the try that was refused may be alive, and about to make the same submission once more.
+        :raises WhisulStateError: The ledger cannot be read.
+        """
+        return Submitting(prompt, submission, self.whisul_conn_id, self.clock).find(self.settings, since)
+
+    def record_outcome(self, job_id: str, outcome: Outcome) -> None:
+        """
+        Record in the ledger how a job ended. Where that fails, a warning says so.
+
+        :param job_id: The job.
+        :param outcome: ``delivered``, ``failed`` or ``not_found``.
+        """
+        self._outcomes.record(lambda: self.settings, job_id, outcome)
 
     def get_job(self, job_id: str, *, retry: bool = True, max_wait: float | None = None) -> WhisulJob:
         """
@@ -176,8 +212,9 @@ class WhisulHook(BaseHook):
             request may take.
         :return: The job as it is now.
         :raises WhisulInvalidInputError: The id cannot be a job's; nothing was sent.
-        :raises WhisulJobNotFoundError: There is no such job, or no longer (404).
-        :raises WhisulUnauthorizedError: The key is not accepted (401, 403).
+        :raises WhisulJobNotFoundError: There is no such job, or no longer (404, 410).
+        :raises WhisulUnauthorizedError: The key is not accepted (401 or 403, with JSON).
+        :raises WhisulOutOfCreditsError: The account has no credits left.
         :raises WhisulRateLimitError: Too many requests: the sixth 429, or the rate limiter permits no request in time.
         :raises WhisulServerError: A 5xx, in the sixth attempt.
         :raises WhisulConnectionError: No response, in the sixth attempt.
@@ -191,10 +228,12 @@ class WhisulHook(BaseHook):
         if retry:
             job = self._send(request, read)
         else:
-            job = self._send(
-                request, read, attempts=1, max_wait=self.settings.timeout if max_wait is None else max_wait
-            )
+            max_wait = self.settings.timeout if max_wait is None else max_wait
+            job = self._send(request, read, attempts=1, max_wait=max_wait)
         metrics.polled(job)
+        self._rate_limiter.add_job(job)
+        if (outcome := outcome_of_job(job)) is not None:
+            self.record_outcome(job_id, outcome)
         return job
 
     def wait_for_job(
@@ -202,8 +241,8 @@ class WhisulHook(BaseHook):
         job_id: str,
         poll_interval: float = DEFAULT_POLL_INTERVAL,
         timeout: float = DEFAULT_TIMEOUT,
+        delay: float = 0.0,
         submitted_at: float | None = None,
-        last_poll: PollResult | None = None,
     ) -> WhisulJob:
         """
         Wait until a job is completed, polling it from this process.
@@ -211,29 +250,38 @@ class WhisulHook(BaseHook):
         :param job_id: The job's id.
         :param poll_interval: Seconds between two polls, at least 5.
         :param timeout: Seconds to wait at most.
-        :param submitted_at: When the job was submitted, in Unix seconds, None if that is not known. For a minute after
-            it a 404 is tolerated: the job may not be there yet.
-        :param last_poll: The result of a poll that was made just now, so that the next one waits its interval.
+        :param delay: Seconds until the first poll, or more where the job is known to be too young to be over.
+        :param submitted_at: When the job was submitted, in Unix seconds; None for unknown, or by this hook.
         :return: The completed job. Its ``song`` is a dict, see :class:`~airflow_provider_whisul.api.models.Song`.
         :raises ValueError: The interval is under 5 s, or the timeout no positive number.
         :raises WhisulJobFailedError: The job failed.
         :raises WhisulJobTimeoutError: The job did not end in time. It may still be running.
+        :raises WhisulSongMissingError: The job is completed, but has no URL of its song.
+        :raises WhisulJobNotFoundError: Whisul has not found the job for a minute.
         :raises WhisulError: As :meth:`get_job`; a transient error only after 20 of them since the last response.
         """
         poll_interval = check_poll_interval(poll_interval, "poll_interval")
-        poller = JobPoller(job_id, poll_interval, self.clock.time() + check_timeout(timeout), submitted_at)
-        result = last_poll
-        while True:
-            if result is None:
-                try:
-                    result = self.get_job(job_id, retry=False, max_wait=max(poller.deadline - self.clock.time(), 0.0))
-                except WhisulError as error:
-                    result = error
-            delay = poller.next_delay(result, self.clock.time(), self.clock.random())
-            if delay is None and isinstance(result, WhisulJob):
-                return result
-            self.clock.sleep(delay or 0.0)
-            result = None
+        poller = JobPoller(job_id, poll_interval, self.clock.time() + check_timeout(timeout))
+        poller.submitted_at = self._submitted_at.get(job_id) if submitted_at is None else submitted_at
+        # Refuses an id that cannot be one, before the log repeats it.
+        job_request(job_id)
+        self.log.info("Polling Whisul job %s every %g s, until %s at most", job_id, poll_interval, utc(poller.deadline))
+        next_delay: float | None = poller.until_deadline(self.clock.time(), delay) if delay else 0.0
+        while next_delay is not None:
+            self.clock.sleep(next_delay)
+            if next_delay := poller.first_poll_delay(self.clock.time(), self._rate_limiter.durations):
+                continue
+            result: PollResult
+            try:
+                result = job = self.get_job(job_id, retry=False, max_wait=poller.max_wait(self.clock.time()))
+            except WhisulError as error:
+                result = error
+            try:
+                next_delay = poller.next_delay(result, self.clock.time(), self.clock.random())
+            except WhisulJobNotFoundError:
+                self.record_outcome(job_id, "not_found")
+                raise
+        return job
 
     def test_connection(self) -> tuple[bool, str]:
         """
@@ -242,104 +290,99 @@ class WhisulHook(BaseHook):
         :return: Whether it does, and a sentence for the user.
         """
         try:
-            self.get_job(NO_SUCH_JOB_ID, retry=False)
-        except WhisulJobNotFoundError:
-            return True, "Whisul accepts the API key."
+            settings = self.settings
+            settings.refuse_masked_key()
+            # Where Airflow tests one connection it may not reach that of a Redis: the machine's rate limiter will do.
+            hook, request, wait = copy(self), job_request(NO_SUCH_JOB_ID), settings.timeout
+            hook._rate_limiter = WorkerRateLimiter(limiter_store(settings, clock=self.clock), settings, self.clock)
+            return hook._send(request, lambda response: check_key(response, hook.settings), attempts=1, max_wait=wait)
         except WhisulError as error:
-            return False, str(error)
-        return False, f"Whisul knows a job that cannot exist at {self.settings.base_url}; is this its API?"
+            # Airflow's UI tests a connection under an id of its own making, which says nothing to the user.
+            return False, str(error).replace(f"Airflow connection {self.whisul_conn_id!r} can", "The connection can")
 
     @cached_property
     def _session(self) -> requests.Session:
-        session = requests.Session()
-        session.headers.update(HEADERS)
-        session.auth = _BearerAuth(self.settings.api_key)
-        # A proxy in the environment is for the way out; it must not get the key of the sandbox's plain http.
-        session.trust_env = not self.settings.is_loopback
-        return session
+        return bounded_session(self.settings.api_key)
 
     @cached_property
-    def _rate_limiter(self) -> SharedRateLimiter:
-        return SharedRateLimiter(self.settings, self.clock)
+    def _ca(self) -> bool | str:
+        return find_ca(self.settings.verify)
+
+    @cached_property
+    def _rate_limiter(self) -> WorkerRateLimiter:
+        store = limiter_store(self.settings, find_redis(self.settings, self.get_connection), self.clock)
+        return WorkerRateLimiter(store, self.settings, self.clock)
 
     def _send(
         self,
         request: Request,
         read: Callable[[Response], T],
         *,
-        attempts: int = MAX_ATTEMPTS,
+        attempts: int = MAX_WORKER_ATTEMPTS,
         max_wait: float = MAX_WORKER_WAIT,
-        before_send: Callable[[], None] | None = None,
+        entry: Submitting | None = None,
     ) -> T:
         """Send a request when the rate limiter permits it, again where that can help, and return what is read of it."""
-        give_up_at = self.clock.time() + max_wait
+        give_up_at = self.clock.monotonic() + max_wait
+        key_reread = False
 
         def attempt() -> T:
-            nonlocal before_send
-            request_number = self._rate_limiter.acquire(max(give_up_at - self.clock.time(), 0.0))
+            nonlocal key_reread
+            if entry is None:
+                permit = self._rate_limiter.acquire("poll", max(give_up_at - self.clock.monotonic(), 0.0))
+            else:
+                permit = entry.acquire(self._rate_limiter, self.settings, give_up_at)
             try:
-                if before_send is not None:
-                    before_send()
-                    before_send = None
-                    while not self._rate_limiter.is_permitted(request_number):
-                        # A block has begun meanwhile. A request during it would prolong it.
-                        request_number = self._rate_limiter.acquire(max(give_up_at - self.clock.time(), 0.0))
                 response = self._exchange(request)
-            except BaseException:
-                self._rate_limiter.on_response(request_number, throttled=None)
+            except BaseException as error:
+                self._rate_limiter.on_response(permit, throttled=None)
+                if entry is not None:
+                    entry.end(error)
                 raise
             metrics.response(request, response)
-            cooldown = self._rate_limiter.on_response(request_number, response.throttled, response.retry_after)
-            return read(replace(response, cooldown=cooldown))
+            cooldown = self._rate_limiter.on_response(permit, response.throttled, response.asked_wait)
+            if response.status == 401 and not key_reread:
+                # Once only: a secrets backend may return another key at each reading.
+                key_reread = True
+                if self._key_was_replaced():
+                    # The old key has made no job, so a submission may be sent again too.
+                    if entry is not None:
+                        entry.withdraw()
+                    return attempt()
+            try:
+                return read(replace(response, cooldown=cooldown, conn_id=self.whisul_conn_id))
+            except WhisulError as error:
+                if entry is not None:
+                    entry.end(error)
+                raise
 
-        def delay(state: tenacity.RetryCallState) -> float:
-            # After a 429 the next attempt waits for the rate limiter.
-            throttled = isinstance(_error_of(state), WhisulRateLimitError)
-            return 0.0 if throttled else transient_delay(self.clock.random())
-
-        def give_up(state: tenacity.RetryCallState) -> bool:
-            error = _error_of(state)
-            cooldown = (error.cooldown if isinstance(error, WhisulRateLimitError) else None) or 0.0
-            waits_until = self.clock.time() + max(state.upcoming_sleep, cooldown)
-            return state.attempt_number >= attempts or waits_until > give_up_at
-
-        def log_retry(state: tenacity.RetryCallState) -> None:
-            self.log.warning(
-                "%s Sending the request again %s (attempt %d of %d failed).",
-                _error_of(state),
-                f"in {state.upcoming_sleep:.0f} s" if state.upcoming_sleep else "when the rate limiter permits it",
-                state.attempt_number,
-                attempts,
-            )
-
-        return tenacity.Retrying(
-            retry=tenacity.retry_if_exception(
-                lambda error: isinstance(error, WhisulError) and is_retryable(request, error)
-            ),
-            stop=give_up,
-            wait=delay,
-            before_sleep=log_retry,
-            sleep=self.clock.sleep,
-            reraise=True,
-        )(attempt)
+        return retrying(request, attempts=attempts, give_up_at=give_up_at, clock=self.clock, warn=self.log.warning)(
+            attempt
+        )
 
     def _exchange(self, request: Request) -> Response:
         settings = self.settings
-        give_up_at = time.monotonic() + settings.timeout
+        url = settings.base_url + request.path
+        proxy, ca = find_proxy(url), self._ca
         if request.method == "POST" and self.clock.time() - self._last_response_at > IDLE_SECONDS:
             # A submission must not meet a connection that the server is just closing: nobody could tell if it arrived.
             self._session.close()
+        exchange = Exchange(request, settings)
         try:
-            with self._session.request(
-                request.method,
-                settings.base_url + request.path,
-                json=request.json,
-                timeout=settings.timeout,
-                verify=settings.verify,
-                allow_redirects=False,
-                stream=True,
-            ) as response:
-                body, complete = _read_body(response, give_up_at)
+            with (
+                exchanging(exchange),
+                self._session.request(
+                    request.method,
+                    url,
+                    json=request.json,
+                    timeout=settings.timeout,
+                    verify=ca,
+                    proxies={"https": proxy} if proxy else {},
+                    allow_redirects=False,
+                    stream=True,
+                ) as response,
+            ):
+                body, complete = read_body(response)
                 self._last_response_at = self.clock.time()
                 return Response.from_http(
                     status=response.status_code,
@@ -349,36 +392,8 @@ class WhisulHook(BaseHook):
                     now=self._last_response_at,
                     api_key=settings.api_key,
                 )
-        except (requests.RequestException, OSError) as error:
-            raise connection_error(request, settings.base_url, error, _NEVER_SENT) from error
-
-
-class _BearerAuth(AuthBase):
-    """Puts the key into the header. As requests' ``auth`` it also keeps ``.netrc`` from replacing the key."""
-
-    def __init__(self, api_key: str) -> None:
-        self._api_key = api_key
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._api_key}"
-        return request
-
-
-def _error_of(state: tenacity.RetryCallState) -> WhisulError:
-    error = state.outcome.exception() if state.outcome else None
-    if not isinstance(error, WhisulError):
-        raise TypeError(f"Only a WhisulError is retried, not {error!r}.")
-    return error
-
-
-def _read_body(response: requests.Response, give_up_at: float) -> tuple[bytes, bool]:
-    """Return as much of a body as came, bounded in size and time, and whether that is all of it."""
-    body = bytearray()
-    try:
-        while chunk := response.raw.read1(1 << 16, decode_content=True):
-            body += chunk
-            if len(body) > MAX_BODY_BYTES or time.monotonic() > give_up_at:
-                return bytes(body[:MAX_BODY_BYTES]), False
-    except (urllib3.exceptions.HTTPError, OSError):
-        return bytes(body), False
-    return bytes(body), True
+        except Exception as error:
+            # Whatever it is: a submission that was sent must not look like one that was not.
+            failure = connection_error(exchange, error)
+        # Not raised inside the handler: Airflow logs the causes of an error, and theirs may hold the key.
+        raise failure

@@ -1,19 +1,14 @@
-"""What the provider's operators and sensors have in common."""
+"""What all tasks of the provider have in common: the connection, the client and the checks of arguments."""
 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
-
-from airflow.providers.common.compat.sdk import BaseOperator
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
-from airflow_provider_whisul.polling import check_poll_interval
-from airflow_provider_whisul.version_compat import DEFERRAL_ERRORS, is_from_earlier_try
+from airflow_provider_whisul.operators.arguments import ArgumentChecks
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
-
     from airflow_provider_whisul.hooks.whisul import WhisulHook
 
 
@@ -25,17 +20,30 @@ class WhisulTaskMixin:
     #: Time, sleep and jitter; replaced by tests.
     clock: Clock = SYSTEM_CLOCK
 
+    #: The checks of this class's arguments.
+    argument_checks: ClassVar[ArgumentChecks] = {}
+
+    @classmethod
+    def checked(cls, name: str, value: Any) -> Any:
+        """
+        Return an argument as the task keeps it.
+
+        :param name: The argument's name.
+        :param value: The argument.
+        :raises ValueError: The argument makes no sense.
+        """
+        return cls.argument_checks[name](value)
+
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
         """
         Take the arguments that all mapped tasks share.
 
-        A poll interval that is too short is refused here, when the DAG file is read. Airflow creates a mapped task's
-        operator only when the task runs, so that ``__init__`` would refuse it too late.
+        What makes no sense is refused here, when the DAG file is read. Airflow creates a mapped task's operator only
+        when the task runs, so that ``__init__`` would refuse it too late.
         """
-        for name in ("poll_interval", "poke_interval"):
-            if name in kwargs:
-                check_poll_interval(kwargs[name], name)
+        for name in kwargs.keys() & cls.argument_checks.keys():
+            cls.checked(name, kwargs[name])
         return super().partial(**kwargs)  # type: ignore[misc]
 
     @cached_property
@@ -45,36 +53,8 @@ class WhisulTaskMixin:
 
         return WhisulHook(self.whisul_conn_id, clock=self.clock)
 
+    def account(self) -> str:
+        """Return the account that the Airflow connection leads to: a digest of its base URL and API key."""
+        from airflow_provider_whisul.ledger.account_ledger import account_of
 
-class WhisulDeferrableMixin(WhisulTaskMixin):
-    """A task that can wait in the triggerer."""
-
-    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """
-        Continue after a deferral.
-
-        :param next_method: The method that the task deferred to.
-        :param next_kwargs: Its arguments.
-        :param context: The task's context.
-        :raises WhisulError: Airflow ended the deferral by itself. The message says what happens to the job.
-        """
-        if is_from_earlier_try(next_kwargs, context):
-            return self.execute(context)
-        try:
-            # BaseOperator's method, not the sensor's, which on some versions skips softly and names no job.
-            return BaseOperator.resume_execution(self, next_method, next_kwargs, context)  # type: ignore[arg-type]
-        except DEFERRAL_ERRORS as error:
-            raise self.on_deferral_error(error, context) from error
-
-    def on_deferral_error(self, error: Exception, context: Context) -> Exception:
-        """
-        Keep what there is, and return the error that the task fails with.
-
-        :param error: Why Airflow ended the deferral by itself.
-        :param context: The task's context.
-        """
-        raise NotImplementedError
-
-    if TYPE_CHECKING:
-
-        def execute(self, context: Context) -> Any: ...
+        return account_of(self.hook.settings)

@@ -2,87 +2,96 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_whisul.api.connection import DEFAULT_CONN_ID
-from airflow_provider_whisul.api.messages import generate_request
+from airflow_provider_whisul.api.price import count_songs
 from airflow_provider_whisul.exceptions import (
-    WhisulAmbiguousSubmitError,
+    WhisulConfigurationError,
     WhisulError,
-    WhisulInvalidInputError,
-    WhisulJobFailedError,
     WhisulJobNotFoundError,
-    WhisulJobTimeoutError,
+    WhisulStateError,
 )
-from airflow_provider_whisul.operators.base import WhisulDeferrableMixin
+from airflow_provider_whisul.operators.arguments import BATCH_CHECKS, OnEmpty, check_not_empty, checked_prompts
+from airflow_provider_whisul.operators.batch_outcome import BatchOutcome, retry_left
+from airflow_provider_whisul.operators.deferral import WhisulDeferrableMixin
+from airflow_provider_whisul.operators.run_date import check_run_date
 from airflow_provider_whisul.polling import (
     DEFAULT_POLL_INTERVAL,
     DEFAULT_TIMEOUT,
+    FIRST_POLL_MAX_WAIT,
     FRAMEWORK_TIMEOUT_MARGIN,
-    check_poll_interval,
-    check_timeout,
 )
-from airflow_provider_whisul.rate_limit.backoff import not_before
 from airflow_provider_whisul.retry_policy import set_default_retry_policy
-from airflow_provider_whisul.state.batch_state import PENDING, UNSUCCESSFUL, BatchResult, BatchState
-from airflow_provider_whisul.state.song_state import OnAmbiguousSubmit, check_on_ambiguous_submit
-from airflow_provider_whisul.state.state_store import XComStateStore, clear_count, task_state_store
-from airflow_provider_whisul.text import quote
+from airflow_provider_whisul.state.batch_song import PENDING, UNSUCCESSFUL, BatchResult, BatchSong
+from airflow_provider_whisul.state.batch_state import BatchState, ResultChunk
+from airflow_provider_whisul.state.song_state import OnAmbiguousSubmit
+from airflow_provider_whisul.state.state_store import StateStore, clear_count, task_state_store, with_xcoms
+from airflow_provider_whisul.text import count, excerpt
 from airflow_provider_whisul.tracks.cards import BatchCards
+from airflow_provider_whisul.tracks.submissions import push_submitted
 from airflow_provider_whisul.triggers.events import chunk_from_event, deferral_error
-from airflow_provider_whisul.triggers.whisul_batch import (
-    ACCOUNT_ERRORS,
-    PROGRESS_SECONDS,
-    WhisulBatchTrigger,
-    progress,
-)
+from airflow_provider_whisul.triggers.whisul_batch import PROGRESS_SECONDS, WhisulBatchTrigger, progress, seconds_before
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-
-#: Undocumented statuses that are about one prompt alone: too long, not processable, refused for legal reasons.
-_PROMPT_REFUSED = (413, 422, 451)
-
-#: How many failed songs an error names. The task's log names all of them.
-_MAX_NAMED = 20
+    from airflow_provider_whisul.operators.batch_submission import BatchSubmitter
 
 
 class WhisulGenerateBatchOperator(WhisulDeferrableMixin, BaseOperator):
     """
     Generates many songs in one task: submits each prompt, and waits for all jobs with one trigger.
 
-    Each submission costs credits. From Airflow 3.3 on a later try continues where an earlier one stopped: it submits
-    only what was not submitted yet and what failed.
+    Each submission costs credits. A later try continues where an earlier one stopped: it submits only what was not
+    submitted yet and what failed.
 
     :param prompts: The descriptions of the songs, each in plain language (templated).
     :param whisul_conn_id: The Airflow connection that holds the API key (templated).
     :param attempts: How often one song may be submitted within a try of the task, where its job fails. A song whose job
         Whisul no longer finds is submitted again by a later try only, once that has polled the job again.
-    :param max_failures: How many songs may fail before the task does.
+    :param max_submissions: How often the task may submit, over all of its tries and attempts, and also after it was
+        cleared. None for no limit. Then it submits nothing more, and waits for the jobs that run; a song that is
+        missing counts as failed.
+    :param max_failures: How many songs may fail before the task does; a float of less than 1 is a share of the prompts.
     :param poll_interval: Seconds (or a ``timedelta``) between two polls of one job, at least 5.
     :param timeout: Seconds (or a ``timedelta``) that one try waits for songs, from its last submission on.
-    :param durable: Whether a later try continues where an earlier one stopped (Airflow 3.3 and later).
+    :param durable: Whether a later try continues where an earlier one stopped.
     :param on_ambiguous_submit: What a later try does about a song whose submission's response was lost, so that the job
         may exist: ``"retry"`` submits it again, ``"fail"`` leaves it failed until a user clears the task.
+    :param skip_if_older_than: How far back the date of the run may be (a ``timedelta``). For an older one the task is
+        skipped, unless an earlier try has submitted a prompt. None for no limit.
+    :param on_empty: What to do where ``prompts`` is an empty list: ``"fail"``, ``"skip"`` the task, or ``"succeed"``
+        with an empty result.
     :return: The songs in the order of the prompts, each a dict of ``prompt, job_id, status`` (``completed`` or
         ``failed``), ``song`` (as the single operator returns it, None if it failed) and ``error`` (None unless it
         failed). Where the task fails once it has begun to submit, the same list is in its XCom.
     :raises ValueError: When the DAG file is read: an argument makes no sense.
-    :raises WhisulInvalidInputError: A prompt is empty or no text. Nothing is submitted then.
+    :raises WhisulInvalidInputError: A prompt is empty or no text, or there is none. Nothing is submitted then.
+    :raises AirflowSkipException: There is no prompt, and ``on_empty`` is ``"skip"``; or the run's date is further back
+        than ``skip_if_older_than``.
     :raises WhisulUnauthorizedError: The key is not accepted; ends the task without a retry.
+    :raises WhisulOutOfCreditsError: The account has no credits left for some of the songs; likewise, once the jobs that
+        run have ended.
+    :raises WhisulBudgetExceededError: The connection's ``max_submissions_per_day`` is used up; or ``max_submissions``
+        is, and more songs failed than ``max_failures``; likewise.
+    :raises WhisulStateUnreadableError: What an earlier try has recorded cannot be read; ends the task. Nothing is
+        submitted.
+    :raises WhisulStateError: The store of the records is away. Nothing was submitted.
+    :raises WhisulAmbiguousSubmitError: More songs failed than ``max_failures``, and the response to the submission of
+        some was lost. After three lost in a row the try submits nothing more.
     :raises WhisulJobFailedError: More songs failed than ``max_failures``; a retry submits those again.
     :raises WhisulJobTimeoutError: The same, where all of them may still complete: their jobs did not end in time, or
         polling them failed too often. Such a song is not submitted again: a retry waits for its job again.
     :raises WhisulError: Any other error; see :mod:`airflow_provider_whisul.exceptions`.
     """
 
+    argument_checks = BATCH_CHECKS
     template_fields: Sequence[str] = ("prompts", "whisul_conn_id")
     ui_color = "#e9dcf7"
 
@@ -92,39 +101,79 @@ class WhisulGenerateBatchOperator(WhisulDeferrableMixin, BaseOperator):
         prompts: Sequence[str],
         whisul_conn_id: str = DEFAULT_CONN_ID,
         attempts: int = 2,
-        max_failures: int = 0,
+        max_submissions: int | None = None,
+        max_failures: float = 0,
         poll_interval: float | timedelta = DEFAULT_POLL_INTERVAL,
         timeout: float | timedelta = DEFAULT_TIMEOUT,
         durable: bool = True,
         on_ambiguous_submit: OnAmbiguousSubmit = "retry",
+        skip_if_older_than: timedelta | None = None,
+        on_empty: OnEmpty = "fail",
         **kwargs: Any,
     ) -> None:
         set_default_retry_policy(kwargs)
         super().__init__(**kwargs)
         self.prompts = prompts
         self.whisul_conn_id = whisul_conn_id
-        if attempts < 1 or max_failures < 0:
-            raise ValueError(f"attempts must be 1 or more, max_failures 0 or more, not {attempts} and {max_failures}.")
-        self.attempts = attempts
-        self.max_failures = max_failures
-        self.poll_interval = check_poll_interval(poll_interval, "poll_interval")
-        self.timeout = check_timeout(timeout)
+        self.attempts = self.checked("attempts", attempts)
+        self.max_submissions = self.checked("max_submissions", max_submissions)
+        self.max_failures = self.checked("max_failures", max_failures)
+        self.poll_interval = self.checked("poll_interval", poll_interval)
+        self.timeout = self.checked("timeout", timeout)
         self.durable = durable
-        self.on_ambiguous_submit = check_on_ambiguous_submit(on_ambiguous_submit)
+        self.on_ambiguous_submit = self.checked("on_ambiguous_submit", on_ambiguous_submit)
+        self.skip_if_older_than = self.checked("skip_if_older_than", skip_if_older_than)
+        self.on_empty = self.checked("on_empty", on_empty)
 
     def execute(self, context: Context) -> list[BatchResult]:
         """Submit what is not submitted yet, and wait for all songs."""
-        state = self._load(context)
-        self._check_ambiguous_submissions(state)
-        state.begin_try()
+        prompts = checked_prompts(self.prompts)
+        try:
+            state = BatchState.load(prompts, self._store(context), clear_count(context), self.account())
+        except WhisulStateError as error:
+            raise error.before_sending() from error.__cause__
+        if state.orphaned:
+            self.log.warning(
+                "An earlier try has submitted %s for prompts that are no longer in the list: it was edited, or the "
+                "prompts are others each time they are rendered. This try submits, and pays for, the prompts as they "
+                "are now. Prompts that every try renders alike avoid that, such as ones with {{ ds }} or a fixed seed. "
+                "A WhisulJobSensor finds each song by its job id: %s",
+                count(len(state.orphaned), "job"),
+                ", ".join(state.orphaned),
+            )
+        check_not_empty(prompts, self.on_empty)
+        if not prompts:
+            self.log.info("prompts is an empty list: nothing is submitted.")
+            return []
+        if self.max_submissions is not None and not state.durable:
+            raise WhisulConfigurationError(
+                "max_submissions counts the submissions of all tries, and nothing is kept for a later try here: that "
+                "takes durable=True, and a folder that can be written ([whisul] state_path). Nothing was sent."
+            )
+        if not state.submitted_before:
+            check_run_date(context, self.skip_if_older_than, self.clock.time())
+        if state.earlier is not None and state.earlier.delivered and state.cleared:
+            self.log.info("This task has had its songs, and was cleared since: this try pays for new ones.")
+        self._submitter(context, state).resolve_ambiguous_submissions(self.on_ambiguous_submit)
+        state.begin_try(self.clock.time())
         kept = len(state.with_status(*PENDING, "completed"))
         if kept:
-            self.log.info("Re-attaching to %d songs that an earlier try has submitted.", kept)
+            self.log.info("Re-attaching to %s that an earlier try has submitted.", count(kept, "song"))
+        rechecked = state.with_status("recheck")
+        if rechecked and state.other_account:
+            self.log.warning(
+                "An earlier try has submitted %s with another API key, or to another host, than Airflow connection %r "
+                "has now. Whisul is asked for their jobs with this key. A song whose job it does not find is submitted "
+                "again, and paid for again: %s",
+                count(len(rechecked), "song"),
+                self.whisul_conn_id,
+                ", ".join(str(state.songs[index].job_id) for index in rechecked),
+            )
         elif context["ti"].try_number > 1 and not state.durable:
             self.log.warning(
-                "What an earlier try has submitted is not known here (that takes Airflow 3.3 and durable=True): this "
-                "try submits, and pays for, all %d songs.",
-                len(state.songs),
+                "What an earlier try has submitted is not known here: durable is False, or no record can be kept. This "
+                "try submits, and pays for, all of %s.",
+                count(len(state.songs), "song"),
             )
         return self._submit_and_wait(context, state, BatchCards(context, state, self.attempts))
 
@@ -135,6 +184,7 @@ class WhisulGenerateBatchOperator(WhisulDeferrableMixin, BaseOperator):
         deadline: float | None = None,
         progress_logged_at: float | None = None,
         try_number: int | None = None,
+        ambiguous_in_a_row: int = 0,
     ) -> list[BatchResult]:
         """
         Apply the chunk of results that the trigger reports, and continue with the other songs.
@@ -143,61 +193,61 @@ class WhisulGenerateBatchOperator(WhisulDeferrableMixin, BaseOperator):
         :param deadline: When waiting ends, in Unix seconds.
         :param progress_logged_at: When the last line of progress was logged, in Unix seconds.
         :param try_number: The try that deferred.
+        :param ambiguous_in_a_row: How many submissions of this try, the last ones, were ambiguous.
         :return: The songs, as :meth:`execute` returns them.
         """
-        state = self._load(context)
-        if state.edited:
-            state.rewrite()
-        cards = BatchCards(context, state, self.attempts, resumed=True)
         chunk, error = chunk_from_event(event)
-        state.apply(chunk)
+        state = self._resume(context)
+        if state is None:
+            # To submit the prompts again would pay for every song again.
+            raise WhisulError(
+                "The record of what this try has submitted is not there: it was deleted while the task waited, or the "
+                "folder of [whisul] state_path is not one that all machines share. Nothing is submitted again in this "
+                "try. The ledger and the log above name the jobs, and a WhisulJobSensor finds each song by its job id. "
+                "A retry submits, and pays for, what has no record."
+            )
+        cards = BatchCards(context, state, self.attempts, resumed=True)
+        changed = state.apply(chunk)
+        # Before they are stored: a try that is killed in between polls these jobs again, and records how they ended.
+        self._record_outcomes([state.songs[index] for index in changed], chunk)
+        state.save(changed)
         cards.push(ended=error is not None)
         if error is not None:
             self._push_results(context, state)
             raise error
-        return self._submit_and_wait(context, state, cards, deadline, progress_logged_at)
+        return self._submit_and_wait(context, state, cards, deadline, progress_logged_at, ambiguous_in_a_row)
 
     def on_deferral_error(self, error: Exception, context: Context) -> WhisulError:
         """Push partial results to XCom."""
-        self._push_results(context, self._load(context))
-        outlook = "The jobs are not affected: from Airflow 3.3 on a retry of this task waits for them again."
+        state = self._resume(context)
+        if state is not None:
+            BatchCards(context, state, self.attempts, resumed=True).push(ended=True)
+            self._push_results(context, state)
+        outlook = "The jobs are not affected: a retry of this task waits for them again, where a record is kept."
         return deferral_error(error, "the batch", outlook)
 
-    def _load(self, context: Context) -> BatchState:
-        prompts = self.prompts
-        if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
-            raise WhisulInvalidInputError(
-                f"prompts must be a list of texts that is not empty, not {type(prompts).__name__}. Nothing was sent."
-            )
-        for prompt in prompts:
-            # Before any is submitted: one bad prompt must not cost the others.
-            generate_request(prompt)
-        store = task_state_store(context, self.durable)
-        if store is None:
-            store = XComStateStore(context)
-        state = BatchState.load(prompts, store, clear_count(context))
-        if state.orphaned:
-            self.log.warning(
-                "The prompts of %d jobs that this task has submitted are no longer among its prompts. They cost what "
-                "they cost; a WhisulJobSensor finds each by its id: %s",
-                len(state.orphaned),
-                ", ".join(state.orphaned),
-            )
-        return state
+    def _resume(self, context: Context) -> BatchState | None:
+        return BatchState.resume(self._store(context), clear_count(context))
 
-    def _check_ambiguous_submissions(self, state: BatchState) -> None:
-        """Warn of ambiguous submissions of earlier tries, and mark them for submission where that is allowed."""
-        for index in state.with_status("submitting"):
-            song = state.songs[index]
-            again = self.on_ambiguous_submit == "retry" or state.cleared
-            self.log.warning(
-                "An earlier try did not record which job it got for %r. A song may already have been paid for, and the "
-                "API cannot tell. %s",
-                quote(song.prompt)[:60],
-                "Submitting it again." if again else "It is not submitted again until you clear this task.",
-            )
-            if again:
-                song.status = "new"
+    def _store(self, context: Context) -> StateStore:
+        return with_xcoms(task_state_store(context, self.durable), context)
+
+    def _submitter(self, context: Context, state: BatchState) -> BatchSubmitter:
+        # Here, so that reading a DAG file does not load it.
+        from airflow_provider_whisul.operators.batch_submission import BatchSubmitter
+
+        return BatchSubmitter(self.hook, context, state, self.attempts, self.max_submissions)
+
+    def _record_outcomes(self, songs: Sequence[BatchSong], chunk: ResultChunk) -> None:
+        """Record in the ledger how jobs have ended, but not of those that a later try polls again."""
+        for song in songs:
+            job_id = song.job_id or ""
+            if job_id in chunk["completed"]:
+                self.hook.record_outcome(job_id, "delivered")
+            elif job_id in chunk["failed"]:
+                self.hook.record_outcome(job_id, "failed")
+            elif song.status == "failed":
+                self.hook.record_outcome(job_id, "not_found")
 
     def _submit_and_wait(
         self,
@@ -206,111 +256,63 @@ class WhisulGenerateBatchOperator(WhisulDeferrableMixin, BaseOperator):
         cards: BatchCards,
         deadline: float | None = None,
         progress_logged_at: float | None = None,
+        ambiguous_in_a_row: int = 0,
     ) -> list[BatchResult]:
-        """Submit what there is to submit, then defer while jobs run, and finish when none does."""
         resumed = deadline is not None
         cards.push()
+        too_late = resumed and self.execution_timeout_is_over(context)
         try:
-            submitted, blocked_until = self._submit_all(state)
+            submissions = self._submitter(context, state).submit_all(
+                ambiguous_in_a_row, cards.push_progress, too_late=too_late
+            )
         except Exception:
             cards.push(ended=True)
             self._push_results(context, state)
             raise
-        if submitted or deadline is None:
+        finally:
+            push_submitted(context, state.submitted, self.hook)
+        if submissions.submitted or deadline is None:
             deadline, resumed = self.clock.time() + self.timeout, False
         cards.push()
         if not state.with_status(*PENDING):
             return self._finish(context, state, cards)
+        cards.push_pending()
         now = self.clock.time()
         delivered, failed = len(state.with_status("completed")), len(state.with_status(*UNSUCCESSFUL))
         # Logged here too: Airflow keeps the log of a try's last trigger only.
         if delivered and now - (progress_logged_at or 0.0) >= PROGRESS_SECONDS:
             progress_logged_at = now
             self.log.info("%s", progress(delivered, len(state.songs), failed))
+        ends_at, source = self.deadline_in_triggerer(context, deadline)
+        if not resumed:
+            self.log_deferral(count(len(state.with_status(*PENDING)), "Whisul job"), ends_at, source)
+        songs, submitted_at = state.to_poll(), deadline - self.timeout
         return self.defer(
             trigger=WhisulBatchTrigger(
-                job_ids=state.to_poll(),
+                job_ids=[str(song.job_id) for song in songs],
                 whisul_conn_id=self.whisul_conn_id,
                 poll_interval=self.poll_interval,
-                deadline=deadline,
-                submitted_at=deadline - self.timeout,
+                deadline=ends_at,
+                deadline_source=source,
+                submitted_at=submitted_at,
                 total=len(state.songs),
                 delivered=delivered,
                 failed=failed,
                 resumed=resumed,
                 progress_logged_at=progress_logged_at,
-                not_before=blocked_until,
+                not_before=submissions.blocked_until,
+                dag_id=self.dag_id,
+                submitted_before=seconds_before(submitted_at, [song.submitted_at for song in songs]),
             ),
             method_name="execute_complete",
             kwargs={
                 "deadline": deadline,
                 "progress_logged_at": progress_logged_at,
                 "try_number": context["ti"].try_number,
+                "ambiguous_in_a_row": submissions.ambiguous_in_a_row,
             },
             timeout=timedelta(seconds=max(0.0, deadline - now) + FRAMEWORK_TIMEOUT_MARGIN),
         )
-
-    def _submit_all(self, state: BatchState) -> tuple[int, float | None]:
-        """
-        Submit each song that is new, or whose job failed and that has attempts left.
-
-        Return how many were submitted, and when the next request may be sent (Unix seconds) where a cool-down stopped
-        the submissions. Songs that are not submitted stay as they are. Raise if no job is running, or if
-        the error would fail every poll too.
-        """
-        waiting = state.to_submit(self.attempts)
-        progress_logged_at = self.clock.time()
-        for done, index in enumerate(waiting, start=1):
-            song = state.songs[index]
-            before = replace(song)
-            if song.status == "failed":
-                self.log.warning("Submitting %r again. %s", quote(song.prompt)[:60], song.error)
-            try:
-                job_id = self.hook.generate(song.prompt, before_send=partial(state.record_intent, index))
-            except WhisulAmbiguousSubmitError as error:
-                # Left as it is: the next try of the task finds it so, and this one continues with the others.
-                song.error = f"It may have been paid for, but which job it got was lost. {error}"
-                self.log.error("%r: %s", quote(song.prompt)[:60], error)
-            except WhisulError as error:
-                if isinstance(error, WhisulInvalidInputError) or error.http_status in _PROMPT_REFUSED:
-                    song.status, song.error = "failed", str(error)
-                    song.submissions = self.attempts
-                else:
-                    state.songs[index] = before
-                    state.save([index])
-                    if isinstance(error, ACCOUNT_ERRORS) or not state.with_status(*PENDING):
-                        raise
-                    self.log.warning(
-                        "%s So %d of %d songs are not submitted yet: the jobs that run are waited for first.",
-                        error,
-                        len(waiting) - done + 1,
-                        len(state.songs),
-                    )
-                    return done - 1, not_before(error, self.clock.time())
-            else:
-                state.submitted(index, job_id)
-            self._save_submission(state, index)
-            if self.clock.time() - progress_logged_at >= PROGRESS_SECONDS:
-                progress_logged_at = self.clock.time()
-                self.log.info("%s of %s submitted", f"{done:,}", f"{len(waiting):,}")
-        if waiting:
-            self.log.info("Submitted %d songs", len(waiting))
-        return len(waiting), None
-
-    def _save_submission(self, state: BatchState, index: int) -> None:
-        song = state.songs[index]
-        try:
-            state.save([index])
-        except BaseException:
-            # Also where the task is just being ended: nothing else knows of the job.
-            if song.status == "running":
-                self.log.error(
-                    "%r became job %s, which is paid for, but that could not be recorded: a later try will not know "
-                    "it. A WhisulJobSensor with this job id finds the song.",
-                    quote(song.prompt)[:60],
-                    song.job_id,
-                )
-            raise
 
     def _finish(self, context: Context, state: BatchState, cards: BatchCards) -> list[BatchResult]:
         try:
@@ -322,40 +324,53 @@ class WhisulGenerateBatchOperator(WhisulDeferrableMixin, BaseOperator):
             cards.push(ended=True)
         results = list(state.results())
         failed = [result for result in results if result["status"] == "failed"]
-        self.log.info("%d of %d songs delivered, %d failed", len(results) - len(failed), len(results), len(failed))
-        for result in failed:
-            self.log.error("Failed: %r: %s", quote(result["prompt"])[:60], result["error"])
-        if len(failed) <= self.max_failures:
-            state.record_delivery()
+        self.log.info(
+            "%d of %s delivered, %d failed; submitted %s in all tries",
+            len(results) - len(failed),
+            count(len(results), "song"),
+            len(failed),
+            count_songs(state.submitted, self.hook.settings.price_per_song),
+        )
+        outcome = BatchOutcome(
+            state, self.max_failures, self.on_ambiguous_submit, retry_left(context), self.max_submissions
+        )
+        ended = outcome.error(failed)
+        # A failed song that the user allows for is no error of the task.
+        level = logging.ERROR if ended else logging.WARNING
+        for song, result in zip(state.songs, results, strict=True):
+            if result["status"] == "failed" and song.status != "new":
+                self.log.log(level, "Failed: %r: %s", excerpt(song.prompt), result["error"])
+        if ended is None:
+            try:
+                state.record_delivery()
+            except WhisulStateError as error:
+                self.log.warning("%s That the songs are delivered is not recorded.", error)
             return results
         self._push_results(context, state)
-        named = "; ".join(
-            f"{quote(result['prompt'])[:60]!r}: {quote(result['error'] or '')[:120]}" for result in failed[:_MAX_NAMED]
-        )
-        more = f"; and {len(failed) - _MAX_NAMED} more, see the log" if len(failed) > _MAX_NAMED else ""
-        # A retry that only waits longer need not begin at once.
-        all_timed_out = len(state.with_status("timed_out")) == len(failed)
-        raise (WhisulJobTimeoutError if all_timed_out else WhisulJobFailedError)(
-            f"{len(failed)} of {len(results)} songs failed, more than max_failures={self.max_failures}: {named}{more}. "
-            "The others are in this task's XCom; from Airflow 3.3 on a retry submits only the failed ones again, and "
-            "waits again for jobs that may still complete."
-        )
+        raise ended
 
     @staticmethod
     def _push_results(context: Context, state: BatchState) -> None:
-        """Push partial results to XCom before failing."""
         context["ti"].xcom_push(key="return_value", value=list(state.results()))
 
     def _fetch_large_songs(self, state: BatchState) -> None:
         """Poll the jobs again whose data was too large to keep."""
+        failing = False
         for index in state.with_status("completed"):
             song = state.songs[index]
             if song.song is not None or song.job_id is None:
                 continue
             try:
-                job = self.hook.get_job(song.job_id)
+                # Where one song's job could not be polled in six attempts, the others get one attempt each.
+                max_wait = FIRST_POLL_MAX_WAIT if failing else None
+                song.song = self.hook.get_job(song.job_id, retry=not failing, max_wait=max_wait).song
             except WhisulJobNotFoundError as error:
                 song.status, song.error = "not_found", str(error)
                 state.save([index])
-            else:
-                song.song = job.song
+            except WhisulError as error:
+                if not error.transient:
+                    raise
+                failing = True
+                # A later try polls the job again, and does not submit the song.
+                song.status, song.error = "timed_out", f"The song is completed, but could not be fetched. {error}"
+                state.save([index])

@@ -1,98 +1,269 @@
-"""The rate limiter of one account for all coroutines of an event loop: a queue, first in, first out."""
+"""The rate limiter of one account for all coroutines of an event loop, as in the triggerer."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from contextlib import suppress
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context, copy_context
+from functools import partial
+from typing import TypeVar
 
 from airflow_provider_whisul import metrics
+from airflow_provider_whisul.api.connection import ConnectionSettings
+from airflow_provider_whisul.api.messages import MAX_RETRY_AFTER
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
-from airflow_provider_whisul.rate_limit.rate_limiter import RateLimiter, refusal
+from airflow_provider_whisul.rate_limit.limiter_client import CHECK_INTERVAL, UNCHECKED_WAIT, LimiterClient
+from airflow_provider_whisul.rate_limit.limiter_store import LimiterStore
+from airflow_provider_whisul.rate_limit.poll_queue import PollQueue, WaitingPoll
+from airflow_provider_whisul.rate_limit.rate_limiter import LEASE_SECONDS, Lease, Permit, refusal
 
-log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: Seconds that a poll waits at least, however little it may: the store must be asked first.
+MIN_WAIT = 1.0
+
+#: Seconds in which the demand for permits is measured.
+_DEMAND_SECONDS = 1.0
+
+#: Seconds of a wait that is over by the time it has begun.
+_NO_WAIT = 1e-6
 
 
-class AsyncRateLimiter:
+class _Permits:
     """
-    Permits the requests of one account, in the order in which they ask.
+    The permits of a lease that has begun, on the event loop's clock.
 
-    It belongs to the event loop in which it is made. All waiting is by the loop's own clock, which is never put back.
-
-    :param limiter: The rate limiter's state and rules; nothing else may use it.
-    :param clock: The wall clock, and jitter.
+    They are used evenly spaced, until the lease runs out.
     """
 
-    def __init__(self, limiter: RateLimiter, clock: Clock = SYSTEM_CLOCK) -> None:
-        self.limiter = limiter
-        self._clock = clock
-        self._loop = asyncio.get_running_loop()
-        # Held by the first of those who wait. An asyncio.Lock is fair.
-        self._first = asyncio.Lock()
-        self._waiting = 0
-        # Set when a response may have changed when the next request is allowed.
-        self._changed = asyncio.Event()
+    def __init__(self, lease: Lease, starts_at: float) -> None:
+        self._lease = lease
+        self._ends_at = starts_at + (lease.count - 1) * lease.interval + LEASE_SECONDS
+        self._used = 0
+        self._latest_use = self._use_before = -math.inf
 
-    async def acquire(self, max_wait: float | None = None) -> int:
+    @property
+    def next_at(self) -> float:
+        """When the next permit may be used."""
+        return self._latest_use + self._lease.interval
+
+    def is_over(self, now: float) -> bool:
+        """Return whether all permits are used, or have run out."""
+        return self._used == self._lease.count or max(now, self.next_at) > self._ends_at
+
+    def use(self, now: float) -> Permit:
+        """Return the next permit."""
+        self._use_before, self._latest_use = self._latest_use, now
+        self._used += 1
+        return self._lease.permit(self._used - 1)
+
+    def put_back(self, permit: Permit) -> None:
+        """Take back the latest permit, whose request is not sent."""
+        if self._used and permit.number == self._lease.first + self._used - 1:
+            self._used -= 1
+            self._latest_use = self._use_before
+
+
+class AsyncRateLimiter(LimiterClient):
+    """
+    Permits the polls of one account in an event loop, in the order that :class:`PollQueue` says.
+
+    The event loop never waits for the store: a thread asks it for the permits of many polls at once, ahead of need.
+    All waiting is by the loop's own clock, which is never put back.
+
+    See :class:`LimiterClient` for the protocol and the parameters.
+    """
+
+    def __init__(self, store: LimiterStore, settings: ConnectionSettings, clock: Clock = SYSTEM_CLOCK) -> None:
+        super().__init__(store, settings, clock)
+        # One thread, so that decisions are made in the order in which they are asked for. It ends with this object.
+        self._thread = ThreadPoolExecutor(1, "whisul-rate-limiter")
+        self._queue = PollQueue()
+        # With each permit, how often there was a wait before it.
+        self._waiting: dict[WaitingPoll, asyncio.Future[tuple[Permit, int]]] = {}
+        self._permits: _Permits | None = None
+        self._runner: asyncio.Task[None] | None = None
+        # Done when a response may have changed when the next request is allowed.
+        self._changed: asyncio.Future[None] | None = None
+        self._own_429s = 0
+        self._waits = 0
+        # When the next poll may be sent, and whether a block is why it is not sent now.
+        self._not_before, self._blocked = -math.inf, False
+        self._demand, self._demand_at = 0.0, -math.inf
+
+    async def acquire(self, max_wait: float | None = None, poll: WaitingPoll | None = None) -> Permit:
         """
-        Wait until the next request may be sent, and return its number, for :meth:`on_response`.
-
-        May be cancelled at any moment.
+        Wait until a poll may be sent. May be cancelled at any moment.
 
         :param max_wait: Seconds to wait at most; None for as long as it takes.
-        :raises WhisulRateLimitError: The request is not permitted in that time. Nothing was sent.
+        :param poll: What decides which poll goes first, in seconds of the event loop's clock. None for one that is due
+            now, of no DAG.
+        :raises WhisulRateLimitError: The poll is not permitted in that time. Nothing was sent.
         """
-        asked_at = self._loop.time()
-        if self._waiting or self._seconds_left() > 0:
-            self._waiting += 1
-            try:
-                async with asyncio.timeout(max_wait), self._first:
-                    await self._wait_until_allowed()
-                    metrics.rate_limit_wait(self._loop.time() - asked_at)
-                    return self._take(asked_at)
-            except TimeoutError:
+        loop = asyncio.get_running_loop()
+        asked_at = loop.time()
+        self._count_demand(asked_at)
+        if not self._queue and (at_hand := self._permit_at(asked_at)) is not None:
+            return at_hand
+        poll = poll or WaitingPoll(due=asked_at)
+        waits_before = self._waits
+        permitted: asyncio.Future[tuple[Permit, int]] = loop.create_future()
+        self._waiting[poll] = permitted
+        self._queue.add(poll)
+        self._start_runner(loop)
+        try:
+            async with asyncio.timeout(None if max_wait is None else max(max_wait, MIN_WAIT)):
+                await permitted
+        except TimeoutError:
+            if not permitted.done() or permitted.cancelled():
                 now = self._clock.time()
-                raise refusal(now + max(self._seconds_left(), 0.0), now) from None
-            finally:
-                self._waiting -= 1
-        return self._take(asked_at)
+                not_before = now + max(self._not_before - loop.time(), 0.0)
+                raise refusal(not_before, now, blocked=self._blocked) from None
+        except asyncio.CancelledError:
+            if permitted.done() and not permitted.cancelled() and permitted.exception() is None:
+                self._pass_on(permitted.result()[0])
+            raise
+        finally:
+            self._queue.discard(poll)
+            del self._waiting[poll]
+        permit, waits = permitted.result()
+        if waits != waits_before:
+            metrics.rate_limit_wait(loop.time() - asked_at)
+        return permit
 
-    def on_response(self, request: int, throttled: bool | None, retry_after: float | None = None) -> float | None:
+    def on_response(
+        self, permit: Permit, throttled: bool | None, retry_after: float | None = None
+    ) -> asyncio.Future[float | None]:
         """
-        Learn from how a request ended.
+        Learn from how a request ended, also where nobody awaits what this returns.
 
-        :param request: The request's number.
+        :param permit: The request's permit.
         :param throttled: Whether the response was a 429; None where there was no response.
-        :param retry_after: The seconds that the 429 asked to wait, if it did.
+        :param retry_after: The seconds that the response asked all requests of the account to wait, if it did.
         :return: The seconds until the next request may be sent, None unless the response was a 429.
         """
-        now = self._loop.time()
-        if self.limiter.on_response(now, request, throttled, retry_after, self._clock.random()):
-            self.limiter.log_block(log, self._clock.time() + max(self._seconds_left(), 0.0))
-        self._changed.set()
-        return max(self._seconds_left(), 0.0) if throttled else None
+        if not self._needs_report(permit, throttled, retry_after):
+            nothing: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
+            nothing.set_result(None)
+            return nothing
+        if throttled or retry_after:
+            # The limit is used up, so no permit holds that was given before.
+            self._own_429s += 1
+            self._permits = None
+        return self._change(partial(self._report, permit.number, throttled, retry_after))
 
-    def pause_until(self, not_before: float) -> None:
+    async def pause_until(self, not_before: float) -> None:
         """
-        Pause for a 429 that a worker has met with the same key. While the key is blocked anyway nothing changes.
+        Pause for a 429 that a worker has met with the same key. The later of two cool-downs counts.
 
         :param not_before: When the next request may be sent, in Unix seconds.
         """
-        wait = not_before - self._clock.time()
-        if wait > 0 and not self.limiter.block.active:
-            self.on_response(self.limiter.on_request(self._loop.time()), throttled=True, retry_after=wait)
+        # The worker's clock may be ahead of this one.
+        wait = min(not_before - self._clock.time(), MAX_RETRY_AFTER)
+        if wait > 0:
+            await self._change(partial(self._pause, wait))
 
-    def _take(self, asked_at: float) -> int:
-        now = self._loop.time()
-        return self.limiter.on_request(now, overdue=now - asked_at)
+    def _change(self, change: Callable[[], T]) -> asyncio.Future[T]:
+        """Start a change of the store that nothing cancels, and that may permit or forbid a request."""
+        done = self._in_thread(change)
+        done.add_done_callback(lambda _: self._wake())
+        return asyncio.shield(done)
 
-    async def _wait_until_allowed(self) -> None:
-        while (wait := self._seconds_left()) > 0:
-            self._changed.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await self._changed.wait()
+    def _wake(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
 
-    def _seconds_left(self) -> float:
-        now = self._loop.time()
-        return self.limiter.next_allowed_at(now) - now
+    def _in_thread(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        # With the caller's context: Airflow sends what a trigger logs to the log of its task.
+        run = copy_context().run
+        return asyncio.get_running_loop().run_in_executor(self._thread, run, function)
+
+    def _count_demand(self, now: float) -> None:
+        self._demand = 1 + self._demand * math.exp((self._demand_at - now) / _DEMAND_SECONDS)
+        self._demand_at = now
+
+    def _permit_at(self, now: float) -> Permit | None:
+        """Return a permit that may be used now, if there is one."""
+        permits = self._permits
+        if permits is None or permits.is_over(now) or permits.next_at - now > _NO_WAIT:
+            return None
+        return permits.use(now)
+
+    def _pass_on(self, permit: Permit) -> None:
+        """Give a permit to the next poll that waits, or keep it for one that comes."""
+        while self._queue:
+            permitted = self._waiting[self._queue.pop(asyncio.get_running_loop().time(), self.durations)]
+            # It may just have been cancelled.
+            if not permitted.done():
+                permitted.set_result((permit, self._waits))
+                return
+        if permit.probe:
+            self._change(partial(self.give_back, permit))
+        elif self._permits is not None:
+            self._permits.put_back(permit)
+
+    def _start_runner(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._runner is None or self._runner.done():
+            # In a context of its own: it serves all triggers, and outlives the one that starts it.
+            self._runner = loop.create_task(self._run(), context=Context())
+            self._runner.add_done_callback(self._runner_ended)
+
+    def _runner_ended(self, runner: asyncio.Task[None]) -> None:
+        if self._runner is runner:
+            self._runner = None
+        if not runner.cancelled() and (error := runner.exception()) is not None:
+            for permitted in self._waiting.values():
+                if not permitted.done():
+                    permitted.set_exception(error)
+
+    async def _run(self) -> None:
+        """Permit the polls that wait, one after the other, until none waits."""
+        loop = asyncio.get_running_loop()
+        while self._queue:
+            now = loop.time()
+            if self._permits is None or self._permits.is_over(now):
+                self._permits = None
+                await self._get_permits(loop)
+            elif (permit := self._permit_at(now)) is not None:
+                self._pass_on(permit)
+            else:
+                self._not_before = self._permits.next_at
+                await self._wait(self._permits.next_at - now)
+
+    async def _get_permits(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Ask for a lease, and wait until it begins, or until it is worth asking again."""
+        asked_at, own_429s = loop.time(), self._own_429s
+        count = max(len(self._queue), int(self._demand * LEASE_SECONDS / _DEMAND_SECONDS))
+        overdue, urgent = self._queue.overdue(asked_at), self._queue.urgent(asked_at)
+        answer, block = await self._in_thread(partial(self._ask, "poll", count, overdue, urgent))
+        self._blocked = block.active
+        if not isinstance(answer, Lease):
+            self._not_before = loop.time() + answer
+            await self._wait(min(answer, CHECK_INTERVAL))
+            return
+        self._not_before = starts_at = loop.time() + answer.delay
+        while self._queue and own_429s == self._own_429s and (left := starts_at - loop.time()) > _NO_WAIT:
+            await self._wait(left)
+        # The process may have been stopped meanwhile. Then the lease has run out.
+        holds = loop.time() - starts_at <= LEASE_SECONDS
+        if holds and self._queue and loop.time() - asked_at > UNCHECKED_WAIT:
+            holds = await self._in_thread(partial(self._still_permits, answer.first))
+        if holds and self._queue and own_429s == self._own_429s:
+            self._permits = _Permits(answer, loop.time())
+        else:
+            await self._in_thread(partial(self._give_back, answer))
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait, or until a response may have changed when the next request is allowed."""
+        self._waits += 1
+        loop = asyncio.get_running_loop()
+        self._changed = loop.create_future()
+        timer = loop.call_later(seconds, self._wake)
+        try:
+            await self._changed
+        finally:
+            timer.cancel()
+            # It refers to the event loop, which this object must not keep alive.
+            self._changed = None

@@ -11,7 +11,7 @@ BACKOFF_SCHEDULE = (5.0, 10.0, 20.0, 40.0, 60.0)
 TRANSIENT_DELAY = (10.0, 30.0)
 
 #: How often a worker sends one request, retries included, before it gives up.
-MAX_ATTEMPTS = 1 + len(BACKOFF_SCHEDULE)
+MAX_WORKER_ATTEMPTS = 1 + len(BACKOFF_SCHEDULE)
 
 #: Seconds that a worker waits for one request at most, retries included. Then the task fails, and Airflow's retries
 #: wait.
@@ -53,11 +53,14 @@ def retry_delay(error: WhisulError, step: int, jitter: float) -> float:
     return transient_delay(jitter)
 
 
-def not_before(error: WhisulError, now: float) -> float | None:
+def throttled_until(error: WhisulError, now: float) -> float | None:
     """
-    Return when the next request may be sent after an error, in Unix seconds; None unless the key is throttled.
+    Return when the next request may be sent after an error, in Unix seconds; None unless the key is blocked.
+
+    A request that the rate limiter has refused for the rate alone tells of no block.
 
     :param error: The error.
     :param now: When the error came, in Unix seconds.
     """
-    return now + retry_delay(error, 0, 0.0) if isinstance(error, WhisulRateLimitError) else None
+    blocked = isinstance(error, WhisulRateLimitError) and (error.http_status or error.cooldown) is not None
+    return now + retry_delay(error, 0, 0.0) if blocked else None

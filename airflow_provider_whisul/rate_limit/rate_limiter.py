@@ -1,10 +1,10 @@
 """
-Computes when the next request with one API key may be sent. No I/O, and the time is passed in.
+Decides when the requests with one API key may be sent. No I/O, and the time is passed in.
 
 Whisul limits each key, does not document the limit, and prolongs the block at each request made during it. So the rate
 is found by additive increase and multiplicative decrease (:class:`Throttle`), and after a 429 nothing is sent but one
-half-open probe at a time (:class:`Block`). Several rate limiters that share a key without seeing each other converge to
-a share each.
+half-open probe at a time (:class:`Block`). All processes that share a store (:mod:`.limiter_store`) share one of these.
+Several that share a key without seeing each other converge to a share each.
 """
 
 from __future__ import annotations
@@ -12,141 +12,88 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from airflow_provider_whisul.clock import utc
 from airflow_provider_whisul.exceptions import WhisulRateLimitError
-from airflow_provider_whisul.rate_limit.backoff import BACKOFF_SCHEDULE, backoff_delay
+from airflow_provider_whisul.rate_limit.backoff import BACKOFF_SCHEDULE
+from airflow_provider_whisul.rate_limit.block import MAX_COOLDOWN, PROBE_TIMEOUT, Block
+from airflow_provider_whisul.rate_limit.durations import Durations
+from airflow_provider_whisul.rate_limit.throttle import INITIAL_RATE, MAX_RATE, Throttle
 
-#: Requests per second to begin with. Low, since several triggerers and workers may begin together on one key.
-INITIAL_RATE = 2.0
+#: Version of what a store holds. A store with another one is taken for empty.
+STATE_VERSION = 1
 
-#: Requests per second by which the rate grows in each second in which requests are overdue.
-ADDITIVE_INCREASE = 0.5
+#: What is sent: a submission, or a poll. Submissions go first.
+Kind = Literal["submission", "poll"]
 
-#: The same as a share of the ceiling, once there is one: about 20 s after a block the rate is at the ceiling.
-INCREASE_BELOW_CEILING = 0.02
+#: Seconds of requests that one lease permits at most. A block that another process meets is noticed after that time.
+LEASE_SECONDS = 0.2
 
-#: Seconds that a request may be late before it counts as overdue. For less the limit is not worth finding.
-OVERDUE_AFTER = 3.0
+#: Seconds by which the first request of a lease may be ahead. A process that would have to wait longer asks again. A
+#: poll whose turn has come while submissions are waiting may be one interval further ahead.
+MAX_AHEAD = 1.0
 
-#: After a block: the new rate, as a share of the one that caused it.
-MULTIPLICATIVE_DECREASE = 0.5
+#: Seconds after a submission asked for which polls leave the larger share to submissions.
+SUBMISSIONS_PRESS_FOR = 2.0
 
-#: The ceiling, as a share of the rate that caused the block. Requests that are sent evenly arrive unevenly: at 0.9
-#: chance alone brings the next 429.
-CEILING = 0.8
+#: The share of the rate that polls have while submissions are waiting: usually, and where a job has waited too long.
+#: What submissions leave they have beside that.
+POLL_SHARE = 0.05
+URGENT_POLL_SHARE = 0.2
 
-#: Seconds after a block in which the ceiling doubles. It rises with the cube of the time: 4 % in the first third, where
-#: it would only find the same limit again, and 200-fold in an hour, so that a bad night is forgotten.
-CEILING_DOUBLES_AFTER = 600.0
+#: Seconds of polls that one lease permits while submissions are waiting. The next submission waits no longer.
+LEFTOVER_LEASE = 0.05
 
-#: From this many seconds of delay on the ceiling rises faster, in proportion to the delay, up to MAX_PRESSING times. A
-#: rate that was too much while other clients used the key may not be so once they are done. Only a try can tell, and
-#: the later the requests are, the more a try is worth a block.
-PRESSING_AFTER = 60.0
-MAX_PRESSING = 3.0
-
-#: Requests per second that are sent even on the slowest account: one poll every 10 s, as documented for a single job.
-MIN_RATE = 0.1
-
-#: By what share of its schedule step a cool-down is prolonged at most, so that several probes do not come together.
-JITTER = 0.1
-
-#: Seconds after which a probe without a response is followed by another: the process that sent it may have been killed.
-PROBE_TIMEOUT = 60.0
+#: Seconds after which a poll asks again at the earliest, so that a hundred processes that wait leave the store alone.
+LEAST_WAIT = 0.05
 
 
-@dataclass
-class Throttle:
+@dataclass(frozen=True, slots=True)
+class Permit:
     """
-    How many requests per second are sent.
+    The permission to send one request.
 
-    :param rate: Requests per second.
-    :param max_rate: The rate that is never exceeded: the account's limit, where the user knows it.
-    :param ceiling: The rate to stay below since the latest block.
-    :param ceiling_age: Seconds since then, as :data:`PRESSING_AFTER` counts them.
-    :param last_request_at: When the latest request was sent.
+    :param number: The request's number, for ``on_response`` and ``is_permitted``.
+    :param probe: Whether it is the half-open probe of a block. How a probe ended must be reported; of any other
+        request only a 429.
     """
 
-    rate: float
-    max_rate: float
-    ceiling: float = math.inf
-    ceiling_age: float = 0.0
-    last_request_at: float = -math.inf
-
-    def increase(self, now: float, overdue: float) -> None:
-        """Raise the rate for a request that is overdue, up to the ceiling."""
-        since_last = max(now - self.last_request_at, 0.0)
-        if self.ceiling < math.inf:
-            self.ceiling_age += since_last * min(max(overdue / PRESSING_AFTER, 1.0), MAX_PRESSING)
-        ceiling = self.ceiling * (1 + (self.ceiling_age / CEILING_DOUBLES_AFTER) ** 3)
-        if overdue > OVERDUE_AFTER:
-            # Idle time is no overdue time: at most one even interval counts.
-            self.rate += min(ADDITIVE_INCREASE, INCREASE_BELOW_CEILING * ceiling) * min(since_last, 1 / self.rate)
-        self.rate = min(self.rate, max(ceiling, MIN_RATE), self.max_rate)
-
-    def decrease(self) -> None:
-        """Lower the rate after a block, and set the ceiling."""
-        self.ceiling, self.ceiling_age = CEILING * self.rate, 0.0
-        self.rate = min(max(MULTIPLICATIVE_DECREASE * self.rate, MIN_RATE), self.max_rate)
+    number: int
+    probe: bool = False
 
 
-@dataclass
-class Block:
+@dataclass(frozen=True, slots=True)
+class Lease:
     """
-    The time after a 429.
+    The permission to send some requests, evenly spaced. One that is not used runs out by itself.
 
-    :param active: Whether a 429 has come and no probe has found the block to be over.
-    :param probing: Whether a probe has been sent and has no response yet.
-    :param began: When the cool-down began. It may outlast the block.
-    :param cooldown: Seconds that the cool-down takes.
-    :param step: The step of the backoff schedule.
-    :param first_step: The step that the next block begins with.
-    :param last_request_before: The number of the latest request that was sent before the block.
+    :param first: The number of the first request. The others follow it.
+    :param count: How many requests.
+    :param delay: Seconds until the first may be sent.
+    :param interval: Seconds between two of them.
+    :param probe: Whether it is the half-open probe of a block. Its count is 1.
     """
 
-    active: bool = False
-    probing: bool = False
-    began: float = -math.inf
-    cooldown: float = 0.0
-    step: int = 0
-    first_step: int = 0
-    last_request_before: int = 0
+    first: int
+    count: int
+    delay: float
+    interval: float
+    probe: bool = False
 
-    def start(self, last_request: int) -> None:
-        """Begin a block."""
-        self.active = True
-        self.last_request_before = last_request
-        self.step = self.first_step
-
-    def cool_down(self, now: float, retry_after: float | None, jitter: float) -> None:
-        """Send nothing for as long as the backoff schedule says, or ``Retry-After`` where that is longer."""
-        delay = backoff_delay(self.step)
-        wait = max(delay, retry_after or 0.0) + JITTER * delay * jitter
-        # A cool-down that Retry-After made long is not cut short by a later response without one.
-        remaining = self.cooldown - (now - self.began) if now >= self.began else 0.0
-        self.began, self.cooldown = now, max(wait, remaining)
-
-    def send_probe(self) -> None:
-        """Record that a probe is sent."""
-        self.probing = True
-        # A late response may still ask for a cool-down, which then holds even if the probe ends the block.
-        self.cooldown = 0.0
-
-    def end(self) -> None:
-        """End the block. The next one begins with this one's step, or one less if the first probe ended it."""
-        self.active = False
-        self.first_step = self.step if self.step > self.first_step else max(self.first_step - 1, 0)
+    def permit(self, index: int) -> Permit:
+        """Return the permit of one request, by its place from 0 on."""
+        return Permit(self.first + index, self.probe)
 
 
 @dataclass
 class RateLimiter:
     """
-    When the next request of one account may be sent.
+    When the next requests of one account may be sent.
 
-    Before each request ask :meth:`next_allowed_at`, then call :meth:`on_request`, and in the end always
-    :meth:`on_response`. Times are seconds of any one clock. No request is permitted sooner than one even interval after
-    the one before it, however long the account has been idle.
+    Before requests ask :meth:`acquire`, and after a 429 or a probe call :meth:`on_response`. Times are seconds of the
+    store's clock. No request is permitted sooner than one even interval after the one before it, however long the
+    account has been idle.
 
     :param max_requests_per_second: The account's limit, where the user knows it: the initial rate, and never exceeded.
     :raises ValueError: The limit is not above 0.
@@ -155,20 +102,32 @@ class RateLimiter:
     max_requests_per_second: float | None = None
     throttle: Throttle = field(init=False)
     block: Block = field(init=False, default_factory=Block)
+    durations: Durations = field(init=False, default_factory=Durations)
     #: The number of the latest request.
     last_request: int = field(init=False, default=0)
+    #: When the latest permitted poll is sent.
+    last_poll_at: float = field(init=False, default=-math.inf)
+    #: Until when polls leave the larger share to submissions.
+    submissions_until: float = field(init=False, default=-math.inf)
 
     def __post_init__(self) -> None:
         limit = self.max_requests_per_second
         if limit is not None and not limit > 0:
             raise ValueError(f"max_requests_per_second is {limit:g}; it must be above 0.")
-        self.throttle = Throttle(rate=float(limit or INITIAL_RATE), max_rate=float(limit or math.inf))
+        self.throttle = Throttle(rate=float(limit or INITIAL_RATE), max_rate=float(limit or MAX_RATE))
 
-    def as_dict(self) -> dict[str, float]:
-        """Return what was learnt, as numbers; :meth:`from_dict` reads it."""
-        state = {**asdict(self.throttle), **asdict(self.block), "last_request": self.last_request}
-        del state["max_rate"]
-        return state
+    def as_dict(self) -> dict[str, object]:
+        """Return what was learnt, as JSON: numbers only. :meth:`from_dict` reads it."""
+        throttle = asdict(self.throttle)
+        del throttle["max_rate"]
+        own = {name: getattr(self, name) for name in _OWN_NUMBERS}
+        return {
+            "version": STATE_VERSION,
+            "throttle": throttle,
+            "block": asdict(self.block),
+            "durations": self.durations.seconds,
+            **own,
+        }
 
     @classmethod
     def from_dict(cls, state: object, max_requests_per_second: float | None = None) -> RateLimiter:
@@ -180,23 +139,27 @@ class RateLimiter:
         """
         limiter = cls(max_requests_per_second)
         known = limiter.as_dict()
-        if (
-            not isinstance(state, dict)
-            or state.keys() != known.keys()
-            or not all(type(state[name]) is type(value) for name, value in known.items())
-            or not state["rate"] > 0
-            or not all(0 <= state[name] < len(BACKOFF_SCHEDULE) for name in ("step", "first_step"))
-        ):
+        if not isinstance(state, dict) or not _same_shape(state, known) or not _makes_sense(state):
             return limiter
-        throttle, initial_rate = limiter.throttle, limiter.throttle.rate
-        for target in (throttle, limiter.block):
-            vars(target).update({name: value for name, value in state.items() if name in vars(target)})
-        limiter.last_request = state["last_request"]
-        # A rate that the user configures is the one to begin with, unless it has been too much.
-        if max_requests_per_second is not None and throttle.ceiling == math.inf:
-            throttle.rate = initial_rate
-        throttle.rate = min(throttle.rate, throttle.max_rate)
+        vars(limiter.throttle).update(state["throttle"])
+        vars(limiter.block).update(state["block"])
+        limiter.durations.add(state["durations"])
+        vars(limiter).update({name: state[name] for name in _OWN_NUMBERS})
+        limiter.configure(max_requests_per_second)
         return limiter
+
+    def configure(self, max_requests_per_second: float | None) -> None:
+        """
+        Set the account's limit. What was learnt of it stays.
+
+        :param max_requests_per_second: As in the constructor.
+        """
+        self.max_requests_per_second = max_requests_per_second
+        self.throttle.max_rate = float(max_requests_per_second or MAX_RATE)
+        # A rate that the user configures is the one to begin with, unless it has been too much.
+        if max_requests_per_second is not None and self.throttle.ceiling == math.inf:
+            self.throttle.rate = float(max_requests_per_second)
+        self.throttle.rate = min(self.throttle.rate, self.throttle.max_rate)
 
     def next_allowed_at(self, now: float) -> float:
         """
@@ -204,26 +167,121 @@ class RateLimiter:
 
         :param now: The time.
         """
+        self._notice_reset_clock(now)
         interval = PROBE_TIMEOUT if self.block.probing else 1 / self.throttle.rate
-        # The minima let a clock that was put back delay nothing by more than what is due anyway.
-        after_last = min(self.throttle.last_request_at, now) + interval
-        return max(after_last, min(self.block.began, now) + self.block.cooldown)
+        return max(self.throttle.last_request_at + interval, self.block.began + self.block.cooldown)
 
-    def on_request(self, now: float, overdue: float = 0.0) -> int:
-        """
-        Record that a request is sent, and return its number, for :meth:`on_response`.
+    def _notice_reset_clock(self, now: float) -> None:
+        """Count times that lie too far ahead as now, for good: a clock that was put back delays nothing again."""
+        latest = now + MAX_AHEAD + max(LEASE_SECONDS, 1 / self.throttle.rate)
+        if self.throttle.last_request_at > latest:
+            self.throttle.last_request_at = now
+        self.last_poll_at = min(self.last_poll_at, self.throttle.last_request_at)
+        self.submissions_until = min(self.submissions_until, now + SUBMISSIONS_PRESS_FOR)
+        self.block.began = min(self.block.began, now)
 
-        :param now: The time, not before :meth:`next_allowed_at`.
-        :param overdue: Seconds that requests have been overdue: the delay of this one or, on a worker, the time for
-            which it has sent requests without a break.
+    def acquire(
+        self,
+        now: float,
+        kind: Kind,
+        *,
+        count: int = 1,
+        overdue: float = 0.0,
+        urgent: bool = False,
+        max_ahead: float = MAX_AHEAD,
+    ) -> Lease | float:
         """
+        Permit some requests, or return the seconds after which to ask again.
+
+        :param now: The time.
+        :param kind: What is to be sent.
+        :param count: How many requests are wanted at most.
+        :param overdue: Seconds that requests have been overdue: the delay of the oldest one or, on a worker, the time
+            for which it has sent requests without a break.
+        :param urgent: Whether a job has waited too long for its poll.
+        :param max_ahead: Seconds by which the first request may be ahead, at most :data:`MAX_AHEAD`.
+        """
+        self._notice_reset_clock(now)
+        if kind == "submission":
+            self.submissions_until = max(self.submissions_until, now + SUBMISSIONS_PRESS_FOR)
+        starts_at = max(self.next_allowed_at(now), now)
+        ahead, lease_seconds = min(max_ahead, MAX_AHEAD), LEASE_SECONDS
+        if kind == "poll" and now < self.submissions_until:
+            # Late polls would drive the rate into a block, in which no song is submitted.
+            overdue, lease_seconds = -math.inf, LEFTOVER_LEASE
+            if starts_at > now:
+                share = URGENT_POLL_SHARE if urgent else POLL_SHARE
+                until_turn = self.last_poll_at + 1 / (share * self.throttle.rate) - starts_at
+                if until_turn > 0:
+                    return max(min(until_turn, starts_at - now), LEAST_WAIT)
+                # Submissions take all that is not further ahead than they may be.
+                ahead, lease_seconds = ahead + 1 / self.throttle.rate, 0.0
         if self.block.active:
+            ahead = 0.0
+        if starts_at - now > ahead + 1e-3:
+            wait = starts_at - now - ahead
+            return max(wait, LEAST_WAIT) if kind == "poll" else wait
+        probe = self.block.active
+        if probe:
+            count = 1
             self.block.send_probe()
         else:
-            self.throttle.increase(now, overdue)
-        self.throttle.last_request_at = now
-        self.last_request += 1
-        return self.last_request
+            count = max(min(count, int(lease_seconds * self.throttle.rate)), 1)
+            self.throttle.increase(starts_at, overdue + starts_at - now, count)
+        interval = 1 / self.throttle.rate
+        lease = Lease(self.last_request + 1, count, starts_at - now, interval, probe)
+        self.throttle.last_request_at = starts_at + (count - 1) * interval
+        if kind == "poll":
+            self.last_poll_at = self.throttle.last_request_at
+        self.last_request += count
+        return lease
+
+    def give_back(self, now: float, lease: Lease, used: int) -> None:
+        """
+        Take back the permits of a lease that are not used, where no later ones have been given.
+
+        :param now: The time.
+        :param lease: The lease.
+        :param used: How many of its requests were sent.
+        """
+        if self.last_request != lease.first + lease.count - 1:
+            return
+        if lease.probe:
+            self.block.probing = False
+        else:
+            self.throttle.last_request_at = max(
+                self.throttle.last_request_at - (lease.count - used) * lease.interval, now - lease.interval
+            )
+
+    def pause(self, now: float, seconds: float) -> None:
+        """
+        Send nothing for a while: another process, which does not share the store, has met a 429.
+
+        :param now: The time.
+        :param seconds: Seconds from now on. The later of two cool-downs counts.
+        """
+        if self.block.active:
+            # The probe must not be sent before.
+            self.block.wait(now, seconds)
+        else:
+            self.last_request += 1
+            self.on_response(now, self.last_request, throttled=True, retry_after=seconds)
+
+    def forget(self) -> None:
+        """Forget all that was learnt. Requests are numbered on, so that no process takes this for a lost state."""
+        last_request = self.last_request
+        vars(self).update(vars(RateLimiter(self.max_requests_per_second)), last_request=last_request)
+
+    def recover(self, throttle: Throttle, durations: Durations) -> None:
+        """
+        Go on with what a process has seen last, where the store has lost it.
+
+        :param throttle: The throttle, by another clock.
+        :param durations: The durations.
+        """
+        self.throttle = throttle.without_times()
+        # Not the same object: a decision that is made anew must find it as it was.
+        self.durations = Durations(durations.seconds)
 
     def is_permitted(self, request: int) -> bool:
         """
@@ -242,10 +300,14 @@ class RateLimiter:
         :param now: The time.
         :param request: The request's number.
         :param throttled: Whether the response was a 429; None where there was no response.
-        :param retry_after: The seconds that the 429 asked to wait, if it did.
+        :param retry_after: The seconds that the response asked the account to wait, if it did: a 429, or another one
+            that says that the limit is used up. Nothing is sent before, and a response that is no 429 begins no block.
         :param jitter: From 0 up to 1: how much of :data:`JITTER` to wait.
         """
+        self._notice_reset_clock(now)
         block = self.block
+        if throttled is False and retry_after:
+            block.wait(now, retry_after)
         if request <= block.last_request_before:
             # It was sent before the block began: its 429 is no new event, its success no end of the block.
             if block.active and throttled:
@@ -254,7 +316,7 @@ class RateLimiter:
         if not block.active:
             if throttled:
                 block.start(self.last_request)
-                self.throttle.decrease()
+                self.throttle.decrease(now, block.first_step)
                 block.cool_down(now, retry_after, jitter)
             return bool(throttled)
         block.probing = False
@@ -283,15 +345,48 @@ class RateLimiter:
             log.info("Whisul's block of this API key is over. Continuing with %.1f requests per second.", rate)
 
 
-def refusal(not_before: float, now: float) -> WhisulRateLimitError:
+#: The numbers that are the rate limiter's own, and are kept.
+_OWN_NUMBERS = ("last_request", "last_poll_at", "submissions_until")
+
+
+def _same_shape(found: object, known: object) -> bool:
+    """Return whether JSON that was read has the keys and types of what is written."""
+    if isinstance(known, dict):
+        return (
+            isinstance(found, dict)
+            and found.keys() == known.keys()
+            and all(_same_shape(found[name], value) for name, value in known.items())
+        )
+    return type(found) is type(known) and found == found
+
+
+def _makes_sense(state: dict[str, Any]) -> bool:
+    """Return whether numbers that were read are such as are written."""
+    throttle, block = state["throttle"], state["block"]
+    return (
+        state["version"] == STATE_VERSION
+        and 0 < throttle["rate"] < math.inf
+        and throttle["ceiling"] > 0
+        and throttle["ceiling_doubles_after"] > 0
+        and 0 <= throttle["ceiling_age"] < math.inf
+        and min(throttle["in_minute"], throttle["in_last_minute"], block["last_request_before"]) >= 0
+        and state["last_request"] >= block["last_request_before"]
+        and all(0 <= block[name] < len(BACKOFF_SCHEDULE) for name in ("step", "first_step"))
+        and 0 <= block["cooldown"] <= MAX_COOLDOWN
+        and all(type(seconds) is int and seconds >= 0 for seconds in state["durations"])
+    )
+
+
+def refusal(not_before: float, now: float, *, blocked: bool) -> WhisulRateLimitError:
     """
     Return the error for a request that the rate limiter does not permit in time.
 
     :param not_before: When the next request may be sent, in Unix seconds.
     :param now: The time, in Unix seconds.
+    :param blocked: Whether a block is the reason, and not the rate alone. Then the error has a cool-down.
     """
     return WhisulRateLimitError(
         f"Whisul limits the requests of this API key. The next one may be sent at {utc(not_before)}, which is later "
         "than this one may wait. Nothing was sent.",
-        cooldown=max(not_before - now, 0.0),
+        cooldown=max(not_before - now, 0.0) if blocked else None,
     )

@@ -11,19 +11,24 @@ from airflow_provider_whisul.sandbox.options import FAULTS
 
 _DIRECTIVE = re.compile(r"\[sandbox:([^\]=]*)(?:=([^\]]*))?\]")
 _SIZE = re.compile(r"(\d{1,12})(B|kB|MB|GB)?")
+_LOCATION = re.compile(r"https?://[!-~]+")
 _UNITS = {None: 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 DIRECTIVES = (
     "fail",
     "expired",
     "seconds",
     "status",
+    "end-status",
     "forever",
     "bare-track",
+    "song-late",
     "duration",
     "hostile",
     "media-size",
     "media-expired",
     "media-gone",
+    "media-location",
+    "media-no-cors",
 )
 """The directives that are no faults; every fault is one too."""
 
@@ -45,13 +50,17 @@ class Directives:
     :param expired: the job is 404 as soon as it is over.
     :param seconds: how long the job takes in seconds; None to draw it.
     :param status: the status of the job while it runs.
+    :param end_status: the status of the job once it has ended; None for the documented one.
     :param forever: the job never ends.
     :param bare_track: the result has null and missing fields.
+    :param song_late: how many seconds after its end the completed job gets its result; infinite for never.
     :param duration: what the result says as ``duration``; None for the song's own length.
     :param hostile: title and tags hold HTML and script.
     :param media_size: least size of the song's file in bytes; silence is added after its end.
     :param media_expired: how many of the first URLs that the job gives out no longer work (403).
     :param media_gone: no URL of the job works (410).
+    :param media_location: where every request for song and cover is redirected to; None for nowhere.
+    :param media_no_cors: the responses do not let pages of other sites read song and cover.
     :param faults: what hits the requests, in the order of the prompt.
     """
 
@@ -59,13 +68,17 @@ class Directives:
     expired: bool = False
     seconds: float | None = None
     status: str = "running"
+    end_status: str | None = None
     forever: bool = False
     bare_track: bool = False
+    song_late: float = 0.0
     duration: str | int | None = None
     hostile: bool = False
     media_size: int = 0
     media_expired: int = 0
     media_gone: bool = False
+    media_location: str | None = None
+    media_no_cors: bool = False
     faults: tuple[Hit, ...] = ()
 
     def fault_at(self, names: Iterable[str], index: int) -> Hit | None:
@@ -95,27 +108,32 @@ def parse(prompt: str) -> Directives:
         else:
             known = ", ".join((*DIRECTIVES, *FAULTS))
             raise ValueError(f"Unknown sandbox directive {name!r}; known: {known}.")
-    for name in ("expired", "forever", "bare-track", "hostile", "media-gone"):
+    for name in ("expired", "forever", "bare-track", "hostile", "media-gone", "media-no-cors"):
         if found.get(name) is not None:
             raise ValueError(f"The sandbox directive {name!r} takes no value.")
-    for name in ("seconds", "status", "duration", "media-size"):
+    for name in ("seconds", "status", "end-status", "duration", "media-size", "media-location"):
         if name in found and found[name] is None:
             raise ValueError(f"The sandbox directive {name!r} needs a value: [sandbox:{name}=VALUE].")
     fail = found.get("fail", "0")
     seconds = found.get("seconds")
     duration = found.get("duration")
+    late = found.get("song-late", "0")
     return Directives(
         fail=math.inf if fail is None else _count("fail", fail),
         expired="expired" in found,
         seconds=None if seconds is None else _seconds("seconds", seconds),
         status=found.get("status") or "running",
+        end_status=found.get("end-status"),
         forever="forever" in found,
         bare_track="bare-track" in found,
+        song_late=math.inf if late is None else _seconds("song-late", late),
         duration=int(duration) if duration and duration.isascii() and duration.isdigit() else duration,
         hostile="hostile" in found,
         media_size=_bytes("media-size", found.get("media-size") or "0"),
         media_expired=_count("media-expired", found["media-expired"] or "1") if "media-expired" in found else 0,
         media_gone="media-gone" in found,
+        media_location=_location(found.get("media-location")),
+        media_no_cors="media-no-cors" in found,
         faults=tuple(faults),
     )
 
@@ -139,6 +157,12 @@ def _bytes(name: str, value: str) -> int:
     if match is None:
         raise ValueError(f"The sandbox directive {name!r} takes a number of B, kB, MB or GB, not {value!r}.")
     return int(match[1]) * _UNITS[match[2]]
+
+
+def _location(value: str | None) -> str | None:
+    if value is not None and not _LOCATION.fullmatch(value):
+        raise ValueError(f"The sandbox directive 'media-location' takes an http or https URL, not {value!r}.")
+    return value
 
 
 def _seconds(name: str, value: str) -> float:

@@ -66,9 +66,9 @@ class SandboxJob:
         """
         over = self.is_over(now)
         body: dict[str, object] = {
-            "status": self.ending if over else self.directives.status,
+            "status": (self.directives.end_status or self.ending) if over else self.directives.status,
             "prompt": self.prompt,
-            "result": self._result(media_url, signature) if over and self.ending == "completed" else None,
+            "result": self._result(now, media_url, signature) if over and self.ending == "completed" else None,
             "error": "Generation failed due to an internal error." if over and self.ending == "failed" else None,
             "started_at": _time(self.started_at),
         }
@@ -76,7 +76,9 @@ class SandboxJob:
             body["finished_at"] = _time(self.ends_at)
         return body
 
-    def _result(self, media_url: str, signature: str) -> Mapping[str, object]:
+    def _result(self, now: float, media_url: str, signature: str) -> Mapping[str, object]:
+        if now < self.ends_at + self.directives.song_late:
+            return {}
         if self.directives.bare_track:
             return {"title": None, "bpm": None, "song_url": None}
         duration = self.directives.duration

@@ -17,6 +17,9 @@ GET_FAULTS = (
     "get-404",
     "get-html-200",
     "get-401",
+    "get-402",
+    "get-403-html",
+    "get-410",
 )
 
 POST_FAULTS = (
@@ -31,27 +34,47 @@ POST_FAULTS = (
     "post-redirect",
     "post-no-id",
     "post-bad-id",
+    "post-303",
+    "post-402",
+    "post-no-credits",
+    "post-403-html",
+    "post-413",
+    "post-422",
+    "post-201",
+    "post-int-id",
+    "post-poll-url",
 )
 
 MEDIA_FAULTS = (
+    "media-403",
+    "media-404",
     "media-500",
     "media-429",
     "media-drop",
     "media-cut",
     "media-slow",
+    "media-stall",
     "media-html",
+    "media-disguised",
     "media-empty",
     "media-wrong-length",
+    "media-endless",
+    "media-endless-chunks",
+    "media-drip",
     "media-no-range",
     "media-redirect",
     "media-redirect-http",
+    "media-redirect-file",
 )
 """The faults of songs and covers; each of the two files of a job meets them for itself."""
 
 FAULTS = GET_FAULTS + POST_FAULTS + MEDIA_FAULTS
 
 JOB_MAKING_FAULTS = frozenset(
-    {"post-drop", "post-truncated", "post-html-202", "post-slow", "post-no-id", "post-bad-id"}
+    {
+        *("post-drop", "post-truncated", "post-html-202", "post-slow", "post-no-id", "post-bad-id"),
+        *("post-303", "post-201", "post-int-id", "post-poll-url"),
+    }
 )
 """The faults on POST after which the job exists all the same; after the others there is none."""
 

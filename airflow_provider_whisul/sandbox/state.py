@@ -33,7 +33,7 @@ ELSEWHERE = "/elsewhere"
 _SHORT_KEY = 8
 _HIDDEN = "***"
 _SIGNATURE = re.compile(r"[?&]signature=(\d{1,9})")
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 Authorization = Literal["ok", "missing", "wrong"]
 
@@ -45,8 +45,9 @@ class Call:
     :param method: HTTP method.
     :param target: path and query, as sent.
     :param headers: names and values of the headers.
-    :param body: the body.
+    :param body: the body; empty if it was too large to be read.
     :param connection: number of the TCP connection.
+    :param too_large: whether the body was too large.
     """
 
     method: str
@@ -54,6 +55,7 @@ class Call:
     headers: Sequence[tuple[str, str]]
     body: bytes
     connection: int
+    too_large: bool = False
 
     def header(self, name: str) -> str | None:
         """Return the value of the first header of this name, if there is one."""
@@ -174,10 +176,15 @@ class SandboxState:
         entry = _LogEntry()
         authorization = self._authorization(call)
         to_api = path.startswith(f"{API}/")
-        if to_api:
+        if call.too_large:
+            response = responses.too_large()
+        elif to_api:
             response = self._api(call, path, authorization, entry, now, origin)
         elif path.startswith(f"{MEDIA}/"):
             response = self._media(call, path, entry, now, origin)
+            job = self.jobs.get(entry.job_id or "")
+            if job is not None and not job.directives.media_no_cors:
+                response = replace(response, headers={**response.headers, "Access-Control-Allow-Origin": "*"})
         elif path.startswith(ELSEWHERE):
             response = responses.page(200, "A redirect was followed")
         else:
@@ -248,7 +255,8 @@ class SandboxState:
         if hit is not None and hit.fault not in JOB_MAKING_FAULTS:
             return responses.accepted(""), hit
         # Random, not seeded: after a restart, the id of an earlier sandbox's job must not name a new one.
-        job_id = str(uuid.uuid4())
+        unique = uuid.uuid4()
+        job_id = str(unique.int if hit is not None and hit.fault == "post-int-id" else unique)
         self.jobs[job_id] = make_job(job_id, prompt, self._made[prompt], asked, self.options, now)
         self._made[prompt] += 1
         entry.job_id = job_id
@@ -305,6 +313,8 @@ class SandboxState:
             return responses.not_found()
         if job.directives.media_gone:
             return responses.media_refused(410)
+        if job.directives.media_location:
+            return responses.moved(302, job.directives.media_location)
         if job.directives.media_expired:
             signed = _SIGNATURE.search(call.target)
             if signed is None or int(signed[1]) <= job.directives.media_expired:
@@ -356,7 +366,7 @@ def _prompt(call: Call) -> str | Response:
         if not isinstance(prompt, str) or not prompt.strip():
             return responses.invalid()
         prompt.encode()  # JSON may hold half a surrogate pair, which is no text
-    except ValueError:
+    except (ValueError, RecursionError):
         return responses.invalid("The request body must be valid JSON.")
     return prompt
 

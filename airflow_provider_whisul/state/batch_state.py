@@ -7,52 +7,28 @@ chunk of results. Nothing here sends requests, waits or logs.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict, cast, get_args
+from typing import TypedDict
 
-from airflow_provider_whisul.api.models import Song
+from airflow_provider_whisul.state.batch_song import PENDING, BatchResult, BatchSong, Status, StoredSong
+from airflow_provider_whisul.state.prompt_store import load_prompts, save_prompts
 from airflow_provider_whisul.state.state_store import (
     MAX_ENTRY_BYTES,
     StateStore,
     XComStateStore,
     prompt_fingerprint,
+    read_versioned,
+    unreadable,
+    versioned,
 )
-from airflow_provider_whisul.text import truncate_json
 
-#: Songs in one segment, and the bytes of JSON that the data of each song, or its error, may take in it.
+#: Songs in one segment.
 SEGMENT_SONGS = 20
-MAX_SONG_BYTES = 1_200
-MAX_ERROR_BYTES = 600
 
 #: Jobs that one trigger polls at most. The others are polled when some of these have ended.
 MAX_POLLED_JOBS = 600
-
-#: ``not_found``: Whisul no longer finds the job, which a gateway's 404 can pretend. Only a later try may submit the
-#: song again, once it has polled the job again (``recheck``). ``timed_out``: the job is no longer waited for but may
-#: yet complete. The song is never submitted again, a later try waits for its job again.
-Status = Literal["new", "submitting", "running", "recheck", "completed", "failed", "not_found", "timed_out"]
-
-_STATUSES: tuple[Status, ...] = get_args(Status)
-
-#: Songs whose job a trigger polls, and songs that failed.
-PENDING: tuple[Status, ...] = ("running", "recheck")
-UNSUCCESSFUL: tuple[Status, ...] = ("failed", "submitting", "not_found", "timed_out")
-
-
-class BatchResult(TypedDict):
-    """One song of a batch, as the operator returns it."""
-
-    prompt: str
-    job_id: str | None
-    #: ``completed`` or ``failed``.
-    status: str
-    #: The song as the single operator returns it, None if it failed.
-    song: Song | None
-    #: Why it failed, None if it completed.
-    error: str | None
 
 
 class ResultChunk(TypedDict):
@@ -69,70 +45,6 @@ class ResultChunk(TypedDict):
 
 
 @dataclass
-class BatchSong:
-    """
-    One song of a batch.
-
-    :param prompt: The prompt.
-    :param status: How far the song is. ``submitting`` while a response is awaited, or where it was lost.
-    :param job_id: The latest job that was made for the song.
-    :param submissions: How often the song has been submitted in this try.
-    :param song: The song's data once completed; None if it was too large to keep and has to be fetched again.
-    :param error: Why the latest job, or submission, failed.
-    """
-
-    prompt: str
-    status: Status = "new"
-    job_id: str | None = None
-    submissions: int = 0
-    song: Song | None = None
-    error: str | None = None
-
-    def as_list(self) -> list[object]:
-        """Return the song as a segment holds it; :meth:`from_list` reads it."""
-        song = None
-        if self.song is not None:
-            # The prompt is known from the task's arguments.
-            song = {key: value for key, value in self.song.items() if key not in ("prompt", "job_id")}
-            if len(json.dumps(song)) > MAX_SONG_BYTES:
-                song = None
-        error = truncate_json(self.error, MAX_ERROR_BYTES) if self.error else None
-        return [prompt_fingerprint(self.prompt), self.status, self.job_id, self.submissions, song, error]
-
-    @classmethod
-    def from_list(cls, prompt: str, stored: object) -> BatchSong:
-        """
-        Read a song in a segment; a new one if the stored one is about another prompt, or makes no sense.
-
-        :param prompt: The prompt.
-        :param stored: The stored value.
-        """
-        match stored:
-            case [
-                str(fingerprint),
-                str(status),
-                str() | None as job_id,
-                int(submissions),
-                dict() | None as song,
-                str() | None as error,
-            ] if fingerprint == prompt_fingerprint(prompt) and status in _STATUSES:
-                data = None if song is None else cast(Song, {"job_id": job_id, "prompt": prompt, **song})
-                return cls(prompt, status, job_id, submissions, data, error)
-        return cls(prompt)
-
-    def result(self) -> BatchResult:
-        """Return the song as the operator does."""
-        completed = self.status == "completed" and self.song is not None
-        return {
-            "prompt": self.prompt,
-            "job_id": self.job_id,
-            "status": "completed" if completed else "failed",
-            "song": self.song if completed else None,
-            "error": None if completed else self.error or _REASONS.get(self.status),
-        }
-
-
-@dataclass
 class BatchState:
     """
     The songs of one task.
@@ -140,65 +52,92 @@ class BatchState:
     :param songs: The songs, in the order of the prompts.
     :param store: Where their state is kept.
     :param clear_count: The task's :func:`~airflow_provider_whisul.state.state_store.clear_count` in this try.
-    :param cleared: Whether a user has cleared the task since the last try.
-    :param edited: Whether the prompts are not those of the stored state, or in another order.
+    :param account: The account that the songs are submitted with.
+    :param earlier: What the earlier try has said of itself, None where there was none.
     :param orphaned: The jobs whose prompts are no longer among the task's prompts.
     :param generation: Under which of two sets of keys the state is kept, so that it can be rewritten without losing
         what is there.
+    :param prompt_pieces: In how many values the prompts are stored.
+    :param dropped: How many of the task's submissions no song's ``number`` counts.
+    :param began_at: When the try began, in Unix seconds.
     """
 
     songs: list[BatchSong]
     store: StateStore
     clear_count: int
-    cleared: bool = False
-    edited: bool = False
+    account: str = ""
+    earlier: BatchHead | None = None
     orphaned: list[str] = field(default_factory=list)
     generation: int = 0
+    prompt_pieces: int = 0
+    dropped: int = 0
+    began_at: float = 0.0
 
     @classmethod
-    def load(cls, prompts: Sequence[str], store: StateStore, clear_count: int) -> BatchState:
+    def load(cls, prompts: Sequence[str], store: StateStore, clear_count: int, account: str) -> BatchState:
         """
-        Read the state that earlier tries, or this one before its last deferral, have stored.
+        Read the state that earlier tries have stored, for the prompts of a try that begins.
 
         :param prompts: The prompts of this try.
         :param store: Where the state is kept.
         :param clear_count: The task's :func:`~airflow_provider_whisul.state.state_store.clear_count` in this try.
+        :param account: The account that the task's Airflow connection leads to.
+        :raises WhisulStateUnreadableError: There is a state that this version does not understand.
         """
-        match store.get(_HEAD_KEY):
-            case {
-                "clear_count": int(last_clear_count),
-                "delivered": bool(delivered),
-                "songs": int(count),
-                "generation": int(generation),
-            }:
-                pass
-            case _:
-                return cls([BatchSong(prompt) for prompt in prompts], store, clear_count)
-        if delivered and last_clear_count != clear_count:
-            # A user has cleared a task that had succeeded, and wants new takes.
-            return cls([BatchSong(prompt) for prompt in prompts], store, clear_count, generation=generation)
-        stored: list[list[object]] = []
-        for first in range(0, count, SEGMENT_SONGS):
-            match store.get(_segment_key(generation, first)):
-                case {"songs": list(segment)}:
-                    stored += [song for song in segment if isinstance(song, list) and song]
+        head = BatchHead.read(store)
+        if head is None:
+            return cls([BatchSong(prompt) for prompt in prompts], store, clear_count, account)
+        # A user has cleared a task that had succeeded, and wants new takes.
+        new_takes = head.delivered and head.clear_count != clear_count
         # By their prompts, not their places: a list that was edited must not pay again for what is there.
-        by_prompt: defaultdict[object, deque[list[object]]] = defaultdict(deque)
-        for song in stored:
-            by_prompt[song[0]].append(song)
+        by_prompt: defaultdict[str, deque[StoredSong]] = defaultdict(deque)
+        for stored in head.stored_songs(store):
+            by_prompt[stored.fingerprint].append(stored)
         songs = []
         for prompt in prompts:
             same = by_prompt[prompt_fingerprint(prompt)]
-            songs.append(BatchSong.from_list(prompt, same.popleft()) if same else BatchSong(prompt))
-        orphaned = [song[2] for remaining in by_prompt.values() for song in remaining if len(song) > 2]
+            song = BatchSong.from_stored(prompt, same.popleft()) if same else BatchSong(prompt)
+            songs.append(BatchSong(prompt, number=song.number) if new_takes else song)
+        left = [stored for remaining in by_prompt.values() for stored in remaining]
         return cls(
             songs,
             store,
             clear_count,
-            cleared=last_clear_count != clear_count,
-            edited=[song[0] for song in stored] != [prompt_fingerprint(prompt) for prompt in prompts],
-            orphaned=[job_id for job_id in orphaned if isinstance(job_id, str)],
-            generation=generation,
+            account,
+            earlier=head,
+            orphaned=[] if new_takes else [stored.job_id for stored in left if stored.job_id is not None],
+            generation=head.generation,
+            dropped=head.dropped + sum(stored.number for stored in left),
+        )
+
+    @classmethod
+    def resume(cls, store: StateStore, clear_count: int) -> BatchState | None:
+        """
+        Read the state that this try has stored before it deferred, None if it is not there.
+
+        The prompts are those that the try began with. Airflow renders the task's arguments anew after each deferral,
+        and what a template then says must neither drop a job nor submit another song.
+
+        :param store: Where the state is kept.
+        :param clear_count: The task's :func:`~airflow_provider_whisul.state.state_store.clear_count` in this try.
+        :raises WhisulStateUnreadableError: There is a state that this version does not understand.
+        """
+        head = BatchHead.read(store)
+        if head is None:
+            return None
+        prompts = load_prompts(store, head.generation, head.prompt_pieces)
+        stored = head.stored_songs(store)
+        if [prompt_fingerprint(prompt) for prompt in prompts] != [song.fingerprint for song in stored]:
+            raise unreadable(store, _HEAD_KEY)
+        return cls(
+            [BatchSong.from_stored(prompt, song) for prompt, song in zip(prompts, stored, strict=True)],
+            store,
+            clear_count,
+            head.account,
+            generation=head.generation,
+            prompt_pieces=head.prompt_pieces,
+            dropped=head.dropped,
+            began_at=head.began_at,
         )
 
     @property
@@ -206,8 +145,33 @@ class BatchState:
         """Whether a later try of the task finds the state."""
         return not isinstance(self.store, XComStateStore)
 
-    def begin_try(self) -> None:
-        """Reset what failed and the count of submissions, and store that."""
+    @property
+    def cleared(self) -> bool:
+        """Whether a user has cleared the task since the last try."""
+        return self.earlier is not None and self.earlier.clear_count != self.clear_count
+
+    @property
+    def other_account(self) -> bool:
+        """Whether the earlier try has submitted with another API key, or to another host."""
+        return self.earlier is not None and self.earlier.account != self.account
+
+    @property
+    def submitted(self) -> int:
+        """How many submissions the task has made in all of its tries."""
+        return self.dropped + sum(song.number for song in self.songs)
+
+    @property
+    def submitted_before(self) -> bool:
+        """Whether an earlier try has submitted, and was not cleared once it had delivered."""
+        return bool(self.orphaned) or any(song.number and song.status != "new" for song in self.songs)
+
+    def begin_try(self, now: float) -> None:
+        """
+        Reset what failed and the count of submissions, and store that.
+
+        :param now: The time, in Unix seconds.
+        """
+        self.began_at = now
         for song in self.songs:
             song.submissions = 0
             if song.status == "failed":
@@ -216,12 +180,16 @@ class BatchState:
                 song.status = "recheck"
             elif song.status == "timed_out":
                 song.status, song.error = "running", None
+            # Only Whisul can tell whether another key is of another account, or the account's new one.
+            if self.other_account and (song.status == "running" or (song.status == "completed" and song.song is None)):
+                song.status = "recheck"
         self.rewrite()
 
     def rewrite(self) -> None:
         """Replace the stored state. If this is interrupted, the old state stays valid."""
         self.generation = 1 - self.generation
-        # The segments first: they are read only once the head names them.
+        # These first: they are read only once the head names them.
+        self.prompt_pieces = save_prompts(self.store, self.generation, [song.prompt for song in self.songs])
         self.save(range(len(self.songs)))
         self._save_head(delivered=False)
 
@@ -249,17 +217,17 @@ class BatchState:
             if song.status == "new" or (song.status == "failed" and song.submissions < attempts)
         ]
 
-    def to_poll(self) -> list[str]:
-        """Return the jobs that the next trigger polls: as many as it may, and as fit into its arguments."""
-        job_ids: list[str] = []
+    def to_poll(self) -> list[BatchSong]:
+        """Return the songs whose jobs the next trigger polls: as many as it may, and as fit into its arguments."""
+        songs: list[BatchSong] = []
         room = MAX_ENTRY_BYTES - 2_000
         for index in self.with_status(*PENDING)[:MAX_POLLED_JOBS]:
-            job_id = self.songs[index].job_id or ""
-            room -= len(job_id) + 4
+            # The job's id, and when it was submitted.
+            room -= len(self.songs[index].job_id or "") + 12
             if room < 0:
                 break
-            job_ids.append(job_id)
-        return job_ids
+            songs.append(self.songs[index])
+        return songs
 
     def record_intent(self, index: int) -> None:
         """
@@ -270,24 +238,40 @@ class BatchState:
         song = self.songs[index]
         song.status, song.job_id, song.song = "submitting", None, None
         song.error = "The response to its submission was lost, so it may have been paid for."
-        song.submissions += 1
+        song.count_submission(index)
         self.save([index])
 
-    def submitted(self, index: int, job_id: str) -> None:
+    def reuse_number(self, index: int) -> None:
         """
-        Set a song's job, without storing it; :meth:`save` does that.
+        Let a song's next submission have the number of the last one, which was refused and may yet be sent again.
+
+        :param index: The song's index.
+        """
+        self.songs[index].number -= 1
+        # It may be in the ledger of another machine, so that it counts.
+        self.dropped += 1
+
+    def set_job(self, index: int, job_id: str) -> None:
+        """
+        Set the job that a song's submission has got, without storing it; :meth:`save` does that.
 
         :param index: The song's index.
         :param job_id: The job.
         """
         song = self.songs[index]
+        if song.status != "submitting":
+            # Another try of the task, which runs at the same time, has submitted the song.
+            song.count_submission(index)
         song.status, song.job_id, song.song, song.error = "running", job_id, None, None
 
-    def apply(self, chunk: ResultChunk) -> None:
+    def apply(self, chunk: ResultChunk) -> list[int]:
         """
-        Set the results of the jobs that have ended, and store them. A job that no song waits for is ignored.
+        Set the results of the jobs that have ended, without storing them; :meth:`save` does that.
+
+        A job that no song waits for is ignored.
 
         :param chunk: The jobs.
+        :return: The indexes of the songs that have changed.
         """
         pending = {self.songs[index].job_id: index for index in self.with_status(*PENDING)}
         ended = (*chunk["completed"], *chunk["failed"], *chunk["not_found"], *chunk["timed_out"])
@@ -303,10 +287,8 @@ class BatchState:
             elif job_id in chunk["timed_out"]:
                 song.status, song.error = "timed_out", chunk["timed_out"][job_id]
             else:
-                data = chunk["completed"][job_id]
-                song.status, song.error = "completed", None
-                song.song = None if data is None else cast(Song, {"job_id": job_id, "prompt": song.prompt, **data})
-        self.save(changed)
+                song.complete(chunk["completed"][job_id])
+        return changed
 
     def save(self, indexes: Iterable[int]) -> None:
         """
@@ -315,8 +297,8 @@ class BatchState:
         :param indexes: Their indexes.
         """
         for first in sorted({index - index % SEGMENT_SONGS for index in indexes}):
-            segment = [song.as_list() for song in self.songs[first : first + SEGMENT_SONGS]]
-            self.store.set(_segment_key(self.generation, first), {"songs": segment})
+            segment = [list(song.stored()) for song in self.songs[first : first + SEGMENT_SONGS]]
+            self.store.set(_segment_key(self.generation, first), versioned({"songs": segment}))
 
     def results(self) -> Iterator[BatchResult]:
         """Yield each song as the operator returns it, in the order of the prompts."""
@@ -325,23 +307,91 @@ class BatchState:
     def _save_head(self, *, delivered: bool) -> None:
         self.store.set(
             _HEAD_KEY,
-            {
-                "clear_count": self.clear_count,
-                "delivered": delivered,
-                "songs": len(self.songs),
-                "generation": self.generation,
-            },
+            versioned(
+                {
+                    "account": self.account,
+                    "clear_count": self.clear_count,
+                    "status": "delivered" if delivered else "running",
+                    "began_at": self.began_at,
+                    "songs": len(self.songs),
+                    "generation": self.generation,
+                    "prompt_pieces": self.prompt_pieces,
+                    "dropped": self.dropped,
+                }
+            ),
         )
 
 
 _HEAD_KEY = "whisul_batch"
 
-#: Why there is no song where the task ends before all songs have ended.
-_REASONS: dict[Status, str] = {
-    "new": "The song was not submitted.",
-    "completed": "The song is completed, but could not be fetched. From Airflow 3.3 on a retry fetches it.",
-    "running": "The task ended before the song's job. From Airflow 3.3 on a retry waits for it again.",
-}
+
+@dataclass(frozen=True)
+class BatchHead:
+    """
+    The value that says what a try was, and how the other values of its state are to be read.
+
+    :param account: The account that the songs were submitted with.
+    :param clear_count: The task's :func:`~airflow_provider_whisul.state.state_store.clear_count` in that try.
+    :param delivered: Whether the task had the result that it was asked for.
+    :param began_at: When the try began, in Unix seconds.
+    :param songs: How many songs the batch has.
+    :param generation: As in :class:`BatchState`.
+    :param prompt_pieces: As in :class:`BatchState`.
+    :param dropped: As in :class:`BatchState`.
+    """
+
+    account: str
+    clear_count: int
+    delivered: bool
+    began_at: float
+    songs: int
+    generation: int
+    prompt_pieces: int
+    dropped: int
+
+    @classmethod
+    def read(cls, store: StateStore) -> BatchHead | None:
+        """
+        Return the stored head, None if there is none.
+
+        :param store: The store.
+        :raises WhisulStateUnreadableError: There is one that this version does not understand.
+        """
+        match read_versioned(store, _HEAD_KEY):
+            case None:
+                return None
+            case {
+                "account": str(account),
+                "clear_count": int(clear_count),
+                "status": "running" | "delivered" as status,
+                "began_at": int() | float() as began_at,
+                "songs": int(songs),
+                "generation": int(generation),
+                "prompt_pieces": int(pieces),
+                "dropped": int(dropped),
+            }:
+                delivered = status == "delivered"
+                return cls(account, clear_count, delivered, began_at, songs, generation, pieces, dropped)
+        raise unreadable(store, _HEAD_KEY)
+
+    def stored_songs(self, store: StateStore) -> list[StoredSong]:
+        """
+        Return the stored songs.
+
+        :param store: The store.
+        :raises WhisulStateUnreadableError: One of them is missing, or this version does not understand it.
+        """
+        found: list[StoredSong] = []
+        for first in range(0, self.songs, SEGMENT_SONGS):
+            key = _segment_key(self.generation, first)
+            match read_versioned(store, key):
+                case {"songs": list(segment)} if len(segment) == min(SEGMENT_SONGS, self.songs - first):
+                    songs = [song for song in map(StoredSong.from_json, segment) if song is not None]
+                    if len(songs) == len(segment):
+                        found += songs
+                        continue
+            raise unreadable(store, key)
+        return found
 
 
 def _segment_key(generation: int, first: int) -> str:

@@ -1,5 +1,5 @@
 """
-What a task that makes one song knows about it over its tries (Airflow 3.3 and later).
+What a task that makes one song knows about it over its tries.
 
 A submission costs credits, and the API can neither be asked whether one arrived nor be told to make a song only once.
 So a task records that it is about to submit, then which job it got. A later try reads that first.
@@ -8,9 +8,10 @@ So a task records that it is about to submit, then which job it got. A later try
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from airflow_provider_whisul.clock import utc
 from airflow_provider_whisul.state.state_store import (
@@ -18,7 +19,10 @@ from airflow_provider_whisul.state.state_store import (
     StateStore,
     clear_count,
     prompt_fingerprint,
+    read_versioned,
     task_state_store,
+    unreadable,
+    versioned,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +35,11 @@ SONG_KEY = "whisul_song"
 
 #: What a later try does about an ambiguous submission: submit again, or fail until a user clears the task.
 OnAmbiguousSubmit = Literal["retry", "fail"]
+
+#: ``submitting``: from the intent to submit until the response, or for good where that was lost. ``running``: there is
+#: a job. ``delivered``: the task had the result that it was asked for, and only had to return it to Airflow.
+#: ``ended``: the job made no song, so that the next try submits again.
+SongStatus = Literal["submitting", "running", "delivered", "ended"]
 
 
 def check_on_ambiguous_submit(value: OnAmbiguousSubmit) -> OnAmbiguousSubmit:
@@ -67,17 +76,21 @@ class SongRecord:
     What one try records for the next.
 
     :param prompt: The prompt's fingerprint.
+    :param account: The account that the prompt was submitted with.
     :param submitted_at: When the prompt was submitted, or was about to be; Unix seconds.
     :param clear_count: The task's :func:`~airflow_provider_whisul.state.state_store.clear_count` at that time.
-    :param job_id: The job; None from the intent to submit until the response.
-    :param delivered: Whether the task had the result that it was asked for, and only had to return it to Airflow.
+    :param number: How many submissions the task instance has made, whatever their prompts, this one included.
+    :param status: How far the song is.
+    :param job_id: The job; None while the status is ``submitting``.
     """
 
     prompt: str
+    account: str
     submitted_at: float
     clear_count: int
+    number: int
+    status: SongStatus
     job_id: str | None = None
-    delivered: bool = False
 
     @property
     def submission(self) -> Submission | None:
@@ -85,72 +98,100 @@ class SongRecord:
         return None if self.job_id is None else Submission(self.job_id, self.submitted_at)
 
     @classmethod
-    def from_stored(cls, value: object) -> SongRecord | None:
+    def read(cls, store: StateStore) -> SongRecord | None:
         """
-        Read a stored record; None if there is none, or none that this version understands.
+        Return the stored record, None if there is none.
 
-        :param value: The stored value.
+        :param store: The store.
+        :raises WhisulStateUnreadableError: There is a record that this version does not understand.
         """
-        match value:
+        match value := read_versioned(store, SONG_KEY):
+            case None:
+                return None
             case {
                 "prompt": str(prompt),
+                "account": str(account),
                 "submitted_at": int() | float() as submitted_at,
                 "clear_count": int(cleared),
+                "number": int(number),
+                "status": str(status),
                 "job_id": str() | None as job_id,
-                "delivered": bool(delivered),
-            }:
-                return cls(prompt, submitted_at, cleared, job_id, delivered)
-        return None
+            } if status in get_args(SongStatus) and (status == "submitting") == (value["job_id"] is None):
+                return cls(prompt, account, submitted_at, cleared, number, cast(SongStatus, status), job_id)
+        raise unreadable(store, SONG_KEY)
 
 
 class SongState:
     """
     The record of one task.
 
-    :param store: Where it is kept.
+    :param store: Where it is kept; None for nowhere.
     :param prompt: The prompt of this try.
     :param clear_count: The task's :func:`~airflow_provider_whisul.state.state_store.clear_count` in this try.
+    :param account: Returns the account that the task's Airflow connection leads to.
+    :raises WhisulStateUnreadableError: There is a record that this version does not understand.
     """
 
-    def __init__(self, store: StateStore, prompt: str, clear_count: int) -> None:
-        self._store = store
+    def __init__(self, store: StateStore | None, prompt: str, clear_count: int, account: Callable[[], str]) -> None:
+        #: Whether a later try finds the record.
+        self.durable = store is not None
+        self.clear_count = clear_count
+        self._store = NoStateStore() if store is None else store
         self._prompt = prompt_fingerprint(prompt)
-        self._clear_count = clear_count
-        self._record = SongRecord.from_stored(store.get(SONG_KEY))
+        self._account = account
+        self._record = SongRecord.read(self._store)
+        #: The number of the submission that this try makes, if it makes one.
+        self.number = (self._record.number if self._record else 0) + 1
         self._intent_recorded = False
         self._before_intent: SongRecord | None = None
 
     @classmethod
-    def from_context(cls, context: Context, prompt: str, durable: bool) -> SongState:
+    def from_context(cls, context: Context, prompt: str, durable: bool, account: Callable[[], str]) -> SongState:
         """
         Return the state of the running task.
 
         :param context: The task's context.
         :param prompt: The prompt of this try.
         :param durable: Whether to keep anything for later tries.
+        :param account: Returns the account that the task's Airflow connection leads to.
+        :raises WhisulStateError: The store is away, or what it holds cannot be read.
         """
-        store = task_state_store(context, durable)
-        return cls(NoStateStore() if store is None else store, prompt, clear_count(context))
+        return cls(task_state_store(context, durable), prompt, clear_count(context), account)
 
     @cached_property
     def earlier(self) -> SongRecord | None:
         """
         The record of an earlier try, None if it is not about the song that this try is to make.
 
-        That is so where the task had its song and a user has cleared it since, which asks for a new take, and where
-        the prompt has changed.
+        That is so where its job made no song, where the task had its song and a user has cleared it since, which asks
+        for a new take, and where the prompt has changed.
         """
         record = self._record
-        if record is None or (record.delivered and record.clear_count != self._clear_count):
+        if record is None or record.status == "ended":
+            return None
+        if record.status == "delivered" and self.cleared_since(record):
+            log.info("This task has had job %s, and was cleared since: this try pays for a new song.", record.job_id)
             return None
         if record.prompt != self._prompt:
             log.warning(
                 "An earlier try %s, but for another prompt: the template or the DAG has changed since, or the prompt "
-                "is another one each time it is rendered. This try submits its own.",
+                "is another one each time it is rendered. This try submits its own prompt, and pays for one more song. "
+                "A prompt that every try renders alike avoids that, such as one with {{ ds }} or a fixed seed.",
                 f"submitted job {record.job_id}" if record.job_id else "may have submitted a job",
             )
             return None
         return record
+
+    @property
+    def submitted(self) -> int:
+        """How many submissions the task has made in all of its tries."""
+        return self._record.number if self._record else 0
+
+    @property
+    def submitted_before(self) -> bool:
+        """Whether an earlier try has submitted, and was not cleared once its song had been delivered or had failed."""
+        record = self._record
+        return record is not None and not (record.status in ("delivered", "ended") and self.cleared_since(record))
 
     def cleared_since(self, record: SongRecord) -> bool:
         """
@@ -158,7 +199,15 @@ class SongState:
 
         :param record: The record.
         """
-        return record.clear_count != self._clear_count
+        return record.clear_count != self.clear_count
+
+    def is_of_another_account(self, record: SongRecord) -> bool:
+        """
+        Return whether a record's job was submitted with another API key, or to another host, than this try uses.
+
+        :param record: The record.
+        """
+        return record.account != self._account()
 
     def record_intent(self, now: float) -> None:
         """
@@ -167,17 +216,18 @@ class SongState:
         :param now: The time, in Unix seconds.
         """
         self._before_intent, self._intent_recorded = self._record, True
-        self._save(SongRecord(self._prompt, now, self._clear_count))
+        self._save(SongRecord(self._prompt, self._account(), now, self.clear_count, self.number, "submitting"))
 
     def discard_intent(self) -> None:
-        """Discard this try's intent, which certainly made no job. An ambiguous submission before it stays recorded."""
+        """Discard this try's intent, which certainly made no job. What was recorded before it is recorded again."""
         if not self._intent_recorded:
             return
         self._intent_recorded = False
-        if self._before_intent is not None and self._before_intent.submission is None:
+        if self._before_intent is not None:
             self._save(self._before_intent)
         else:
-            self.clear()
+            self._record = None
+            self._store.delete(SONG_KEY)
 
     def record_submission(self, submission: Submission, *, delivered: bool) -> None:
         """
@@ -186,21 +236,54 @@ class SongState:
         :param submission: The job.
         :param delivered: Whether the job is all that the task is asked for.
         """
-        record = SongRecord(
-            self._prompt, submission.submitted_at, self._clear_count, submission.job_id, delivered=delivered
+        self._save(
+            SongRecord(
+                self._prompt,
+                # Read again: the API key may have been replaced while the prompt was submitted.
+                self._account(),
+                submission.submitted_at,
+                self.clear_count,
+                self.number,
+                "delivered" if delivered else "running",
+                submission.job_id,
+            )
         )
-        self._save(record)
 
-    def record_delivery(self) -> None:
-        """Record that the song is there. The record stays, since returning the song to Airflow can still fail."""
-        if self._record is not None:
-            self._save(replace(self._record, delivered=True, clear_count=self._clear_count))
+    def record_found_job(self, record: SongRecord, job_id: str, *, delivered: bool) -> Submission:
+        """
+        Record the job of an earlier try's submission, which was found with this try's account.
 
-    def clear(self) -> None:
-        """Forget the job: it made no song, and the next try must submit again."""
-        self._record = None
-        self._store.delete(SONG_KEY)
+        :param record: The record of the earlier try.
+        :param job_id: The job's id.
+        :param delivered: Whether the job is all that the task is asked for.
+        :return: The job.
+        """
+        status: SongStatus = "delivered" if delivered else "running"
+        # A delivery that counts as one of before the clear would ask for a new take in this try's retry.
+        self.earlier = replace(
+            record, account=self._account(), clear_count=self.clear_count, job_id=job_id, status=status
+        )
+        self._save(self.earlier)
+        return Submission(job_id, record.submitted_at)
+
+    def record_delivery(self, job_id: str) -> None:
+        """
+        Record that the song is there. The record stays, since returning the song to Airflow can still fail.
+
+        :param job_id: Its job. Nothing is recorded where this machine's own record is of another one.
+        """
+        if self._record is not None and self._record.job_id == job_id:
+            self._save(replace(self._record, status="delivered", clear_count=self.clear_count))
+
+    def record_end(self, job_id: str) -> None:
+        """
+        Record that the job made no song, so that the next try submits again.
+
+        :param job_id: The job, as in :meth:`record_delivery`.
+        """
+        if self._record is not None and self._record.job_id == job_id:
+            self._save(replace(self._record, status="ended"))
 
     def _save(self, record: SongRecord) -> None:
         self._record = record
-        self._store.set(SONG_KEY, asdict(record))
+        self._store.set(SONG_KEY, versioned(asdict(record)))

@@ -1,131 +1,90 @@
-"""
-Downloads audio and covers from the media host into files on this machine.
-
-The media host is not the API. It never receives the API key, nor anything that this machine keeps for its users
-(``.netrc``, cookies). Proxies and CA files that the environment names are used.
-"""
+"""Downloads audio and covers from the media host into open files: attempts, waits, limits."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-import ssl
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
-from http.cookiejar import DefaultCookiePolicy
-from pathlib import Path
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import TracebackType
-from typing import BinaryIO
-from urllib.parse import urlsplit
 
 import requests
-import tenacity
-import urllib3.exceptions
-from requests.auth import AuthBase
 
-from airflow_provider_whisul import __version__
-from airflow_provider_whisul.api.connection import is_loopback
 from airflow_provider_whisul.api.messages import parse_retry_after
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
-from airflow_provider_whisul.exceptions import WhisulMediaError, WhisulMediaExpiredError, WhisulTLSError
+from airflow_provider_whisul.exceptions import (
+    WhisulMediaError,
+    WhisulMediaExpiredError,
+    WhisulMediaUnsafeError,
+    WhisulStorageError,
+)
 from airflow_provider_whisul.rate_limit.backoff import MAX_WORKER_WAIT
-from airflow_provider_whisul.storage.media_types import SIGNATURE_BYTES, MediaType, Role, detect_media_type
-from airflow_provider_whisul.storage.urls import redact_url, require_https
-from airflow_provider_whisul.text import quote
+from airflow_provider_whisul.storage.media_client import (
+    NETWORK_ERRORS,
+    AttemptError,
+    MediaClient,
+    innermost,
+    reason_of,
+)
+from airflow_provider_whisul.storage.media_types import Role
+from airflow_provider_whisul.storage.new_file import NewFile
+from airflow_provider_whisul.storage.partial_file import (
+    DownloadedFile,
+    LocalFileError,
+    NothingFitsError,
+    PartialFile,
+    WrongMediaTypeError,
+)
+from airflow_provider_whisul.storage.urls import MediaAccess, redact_url, require_allowed
+from airflow_provider_whisul.storage.watchdog import Attempt, Watchdog
 
 #: Bytes that are read, and held in memory, at once.
 CHUNK_BYTES = 1 << 18
 
-#: Seconds to wait for a connection, and for the next byte.
-CONNECT_TIMEOUT = 15.0
-READ_TIMEOUT = 60.0
-
-#: A download that receives fewer than so many bytes in so many seconds has stalled.
-STALL_BYTES = 1 << 18
-STALL_SECONDS = 60.0
-
-#: How often one file is requested at most.
+#: How often one file is requested at most. Requests for a file that is not there yet do not count.
 MAX_ATTEMPTS = 6
-
-#: Redirects that are followed for one file.
-MAX_REDIRECTS = 5
 
 #: Seconds to wait before the second attempt. The wait doubles with each further attempt.
 FIRST_DELAY = 1.0
 
+#: Seconds that one file may take at most, with all attempts and the waits between them.
+MAX_FILE_SECONDS = 1800.0
+
+#: Bytes of a cover at most, and of a song's audio unless the user says otherwise.
+MAX_COVER_BYTES = 50_000_000
+MAX_AUDIO_BYTES = 500_000_000
+
+#: So many seconds after its job ended, a file that the media host does not find may still come: CDNs lag behind.
+PUBLISHING_SECONDS = 300.0
+MAX_PUBLISHING_DELAY = 30.0
+
+# The clocks of this machine and of Whisul may differ by so many seconds.
+_CLOCK_SKEW = 60.0
+
 # Every other 4xx means that the URL does not work.
 _TRANSIENT_4XX = (408, 425, 429)
 
-_MAX_REASON_CHARACTERS = 200
-
-# What the libraries raise for a response, or for the name of a host.
-_NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError)
-
-
-@dataclass(frozen=True)
-class DownloadedFile:
-    """
-    A complete file.
-
-    :param size: The length in bytes.
-    :param sha256: The SHA-256 digest in hexadecimal digits.
-    :param media_type: The media type.
-    """
-
-    size: int
-    sha256: str
-    media_type: MediaType
+# A file that does not exist is a 403 at a store that does not let strangers list its files.
+_NOT_THERE = (403, 404)
 
 
 class InvalidCoverError(Exception):
     """The cover's URL returns a complete file that is no image. The text holds no query of a URL."""
 
 
-class _AttemptError(Exception):
-    """An attempt failed, and another one may succeed. The text continues a sentence, and holds no query of a URL."""
-
-    def __init__(self, reason: str, retry_after: float | None = None) -> None:
-        super().__init__(reason)
-        self.retry_after = retry_after
+class _NotThereYetError(AttemptError):
+    """The job has only just ended, and the media host does not have the file yet."""
 
 
-class _WrongMediaTypeError(_AttemptError):
-    """The file is complete, but is not what it should be."""
+@dataclass(frozen=True)
+class _Wanted:
+    """A file to download: its URL, what it should be, its song's job and when this ended, in Unix seconds."""
 
-
-@dataclass
-class _PartialFile:
-    """
-    The bytes of a file that were received so far.
-
-    :param file: The local file that they are written to.
-    :param size: How many bytes were received.
-    :param digest: The digest of these bytes.
-    :param validator: ``ETag`` or ``Last-Modified`` of this version of the file, None where it cannot be resumed.
-    :param total: The length of the complete file, None where the host does not say.
-    :param content_type: The host's ``Content-Type``.
-    """
-
-    file: BinaryIO
-    size: int = 0
-    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
-    validator: str | None = None
-    total: int | None = None
-    content_type: str = ""
-
-    def restart(self) -> None:
-        self.file.seek(0)
-        self.file.truncate()
-        self.size, self.digest = 0, hashlib.sha256()
-        self.validator, self.total, self.content_type = None, None, ""
-
-    def append(self, chunk: bytes) -> None:
-        self.file.write(chunk)
-        self.digest.update(chunk)
-        self.size += len(chunk)
+    url: str
+    role: Role
+    job_id: str
+    finished_at: float | None
 
 
 class Downloader:
@@ -133,13 +92,21 @@ class Downloader:
     Downloads files. Several threads may use it at once. Leaving it as a context manager closes its connections.
 
     :param clock: Time and sleep; replaced by tests.
+    :param access: Which hosts media may come from. The default is public ones, over https.
+    :param max_audio_bytes: The largest audio that is downloaded, in bytes.
     """
 
-    def __init__(self, *, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        access: MediaAccess | None = None,
+        max_audio_bytes: int = MAX_AUDIO_BYTES,
+    ) -> None:
         self._clock = clock
-        self._local = threading.local()
-        self._sessions: list[requests.Session] = []
-        self._stopped = threading.Event()
+        self._max_bytes: dict[Role, int] = {"audio": max_audio_bytes, "cover": MAX_COVER_BYTES}
+        self._client = MediaClient(access or MediaAccess())
+        self._watchdog = Watchdog()
 
     def __enter__(self) -> Downloader:
         return self
@@ -147,254 +114,191 @@ class Downloader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for session in self._sessions:
-            session.close()
+        self._watchdog.close()
+        self._client.close()
 
     def stop(self) -> None:
-        """Stop the downloads and waits of all threads, at the next bytes or at the next time-out."""
-        self._stopped.set()
+        """Stop the downloads and waits of all threads at once."""
+        self._watchdog.stop()
 
-    def download(self, url: str, to: Path, role: Role, job_id: str, log_retry: Callable[[str], None]) -> DownloadedFile:
+    def download(
+        self,
+        url: str,
+        to: NewFile,
+        role: Role,
+        job_id: str,
+        log_retry: Callable[[str], None],
+        finished_at: str | None = None,
+    ) -> DownloadedFile:
         """
         Download a complete file in up to six attempts, 1, 2, 4, … seconds apart.
 
-        A broken download is resumed where the host supports that, and restarted otherwise.
+        A broken download is resumed where the host supports that, and restarted otherwise. With ``finished_at``, a file
+        that is not there (403, 404) is waited for until five minutes after the job's end. All of this ends after 30
+        minutes.
 
         :param url: The URL of the file.
-        :param to: The local file to write. It is complete only if this method returns.
+        :param to: The file to write. It is complete only if this method returns.
         :param role: What the file should be.
         :param job_id: The song's job, for the messages.
         :param log_retry: Receives a sentence before each wait: why the attempt failed, and when the next one follows.
-        :raises WhisulMediaUnsafeError: The URL, or a redirect of it, is not https. Nothing was downloaded from there.
+        :param finished_at: When the song's job ended (ISO 8601, UTC), None not to wait for it.
+        :raises WhisulMediaUnsafeError: The URL, or a redirect of it, may not be requested; or the file is too large.
         :raises WhisulMediaExpiredError: The host says that the URL does not work, or no longer works.
         :raises WhisulTLSError: The host's certificate could not be verified.
         :raises InvalidCoverError: The file should be a cover, and is no image, also in the last attempt.
-        :raises WhisulMediaError: The file was not complete in six attempts, or is not audio.
-        :raises OSError: The local file could not be written.
+        :raises WhisulMediaError: The file was not complete in all attempts, is not audio, or could not be written.
+        :raises WhisulStorageError: There is no space left in the store's folder, in which the file is.
         """
-        require_https(url, job_id)
-
-        def log(state: tenacity.RetryCallState) -> None:
-            log_retry(
-                f"The {role} of job {job_id}: {state.outcome and state.outcome.exception()}. Trying again in "
-                f"{state.upcoming_sleep:.0f} s (attempt {state.attempt_number} of {MAX_ATTEMPTS} failed)."
-            )
-
-        with to.open("w+b") as file:
-            partial = _PartialFile(file)
-            try:
-                return tenacity.Retrying(
-                    retry=tenacity.retry_if_exception_type(_AttemptError),
-                    stop=lambda state: state.attempt_number >= MAX_ATTEMPTS or state.upcoming_sleep > MAX_WORKER_WAIT,
-                    wait=_retry_delay,
-                    before_sleep=log,
-                    sleep=self._sleep,
-                    reraise=True,
-                )(self._attempt, url, partial, role, job_id)
-            except _AttemptError as error:
-                reason, is_invalid_cover = str(error), role == "cover" and isinstance(error, _WrongMediaTypeError)
+        wanted = _Wanted(require_allowed(url, job_id, self._client.access), role, job_id, _unix_seconds(finished_at))
+        is_invalid_cover = is_full = False
+        try:
+            return self._attempts(wanted, PartialFile(to.file, to.place), log_retry)
+        except AttemptError as error:
+            reason = str(error)
+            is_invalid_cover = role == "cover" and isinstance(error, WrongMediaTypeError)
+            is_full = to.is_unnamed and isinstance(error, NothingFitsError)
+        except LocalFileError as error:
+            raise WhisulMediaError(
+                f"The {role} of job {job_id} could not be written to {to.place}: {error}. Is there space left? A retry "
+                "of the task downloads what is missing, at no cost.",
+                job_id=job_id,
+            ) from None
         # Not raised inside the handler: the causes of the error may hold the whole URL, and would be logged with it.
-        failure = (
-            f"The {role} of job {job_id} could not be downloaded from {redact_url(url)} in {MAX_ATTEMPTS} attempts: "
-            f"{reason}."
-        )
+        failure = f"The {role} of job {job_id} could not be downloaded from {redact_url(url)} in {reason}."
+        if is_full:
+            raise WhisulStorageError(
+                f"{failure} Free some, and clear the task. Songs that are stored already are complete, "
+                "and are not downloaded again."
+            )
         if is_invalid_cover:
             raise InvalidCoverError(failure)
         raise WhisulMediaError(f"{failure} A retry of the task downloads what is missing, at no cost.", job_id=job_id)
 
-    def _attempt(self, url: str, partial: _PartialFile, role: Role, job_id: str) -> DownloadedFile:
-        if partial.validator is None:
+    def _attempts(self, wanted: _Wanted, partial: PartialFile, log_retry: Callable[[str], None]) -> DownloadedFile:
+        """Attempt the download until it succeeds or a limit is reached. The text of the error begins with a count."""
+        deadline = time.monotonic() + MAX_FILE_SECONDS
+        failed = not_there = 0
+        waited = 0.0
+        while True:
+            try:
+                return self._attempt(wanted, partial, deadline)
+            except AttemptError as error:
+                if isinstance(error, _NotThereYetError):
+                    not_there += 1
+                    delay = min(FIRST_DELAY * 2.0 ** (not_there - 1), MAX_PUBLISHING_DELAY)
+                else:
+                    failed += 1
+                    delay = max(FIRST_DELAY * 2.0 ** (failed - 1), error.retry_after or 0.0)
+                limit = ""
+                if waited + delay > MAX_WORKER_WAIT:
+                    limit = f". The next attempt would be in {delay:,.0f} s, which is too long for a worker to wait"
+                elif time.monotonic() + delay >= deadline:
+                    limit = f". One file may take {MAX_FILE_SECONDS / 60:.0f} minutes"
+                attempts = failed + not_there
+                counted = f"{attempts} attempt{'' if attempts == 1 else 's'}"
+                if limit or failed >= MAX_ATTEMPTS:
+                    raise type(error)(f"{counted}: {error}{limit}") from None
+                log_retry(
+                    f"The {wanted.role} of job {wanted.job_id}: {error}. Trying again in {delay:.0f} s "
+                    + (
+                        "(the job has only just ended)."
+                        if isinstance(error, _NotThereYetError)
+                        else f"(attempt {failed} of {MAX_ATTEMPTS} failed)."
+                    )
+                )
+            waited += delay
+            self._sleep(delay)
+
+    def _attempt(self, wanted: _Wanted, partial: PartialFile, deadline: float) -> DownloadedFile:
+        if partial.size and partial.validator is None:
             partial.restart()
-        self._check_stopped(job_id)
-        with closing(self._open(url, partial, job_id)) as response:
-            self._check_response(response, partial, role, job_id, url)
-            for chunk in self._read_chunks(response):
-                partial.append(chunk)
-                self._check_stopped(job_id)
-        return _complete_file(partial, role)
+        headers = {"Accept-Encoding": "identity"}
+        if partial.size and partial.validator:
+            headers |= {"Range": f"bytes={partial.size}-", "If-Range": partial.validator}
+        with self._watchdog.watch(deadline) as attempt:
+            try:
+                self._check_stopped(wanted.job_id)
+                with closing(self._client.get(wanted.url, headers, wanted.job_id, attempt)) as response:
+                    self._check_response(response, partial, wanted)
+                    self._read(response, partial, wanted, attempt)
+            except AttemptError:
+                self._check_stopped(wanted.job_id)
+                raise
+        return partial.complete(wanted.role)
 
     def _sleep(self, seconds: float) -> None:
         """Sleep, or return early after :meth:`stop`."""
         if self._clock.sleep is SYSTEM_CLOCK.sleep:
-            self._stopped.wait(seconds)
+            self._watchdog.stopped.wait(seconds)
         else:
             # A test drives the time.
             self._clock.sleep(seconds)
 
     def _check_stopped(self, job_id: str) -> None:
-        if self._stopped.is_set():
+        if self._watchdog.stopped.is_set():
             raise WhisulMediaError(f"The download for job {job_id} was stopped with the task.", job_id=job_id)
 
-    def _open(self, url: str, partial: _PartialFile, job_id: str) -> requests.Response:
-        """Request the missing bytes, and follow redirects, each of which must be https too."""
-        headers = {"Accept-Encoding": "identity"}
-        if partial.size and partial.validator:
-            headers |= {"Range": f"bytes={partial.size}-", "If-Range": partial.validator}
-        for _ in range(MAX_REDIRECTS + 1):
-            response = self._get(url, headers, job_id)
-            if response.status_code not in (301, 302, 303, 307, 308):
-                return response
-            location = response.headers.get("Location", "")
-            response.close()
-            url = require_https(location, job_id, redirected_from=url)
-        raise _AttemptError(f"more than {MAX_REDIRECTS} redirects")
-
-    def _get(self, url: str, headers: Mapping[str, str], job_id: str) -> requests.Response:
-        session = self._session()
-        # The environment's proxy is for other machines, not for the sandbox on this one.
-        session.trust_env = not is_loopback(urlsplit(url).hostname or "")
-        try:
-            return session.get(
-                url,
-                headers=dict(headers),
-                timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
-                allow_redirects=False,
-                stream=True,
-            )
-        except _NETWORK_ERRORS as error:
-            cause = _innermost(error)
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            raise WhisulTLSError(
-                f"The certificate of {redact_url(url)} could not be verified ({cause.verify_message}), so nothing was "
-                "downloaded. Behind a proxy with a CA of its own, name the CA file in REQUESTS_CA_BUNDLE.",
-                job_id=job_id,
-                request_sent=False,
-            )
-        raise _AttemptError(f"no response from {redact_url(url)}: {_reason(cause)}")
-
-    def _session(self) -> requests.Session:
-        """Return this thread's session."""
-        session: requests.Session | None = getattr(self._local, "session", None)
-        if session is None:
-            session = self._local.session = requests.Session()
-            session.headers.update({"Accept": "*/*", "User-Agent": f"airflow-provider-whisul/{__version__}"})
-            # requests reads ``.netrc`` only where there is no other authentication.
-            session.auth = _NoAuth()
-            session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-            self._sessions.append(session)
-        return session
-
-    def _check_response(
-        self, response: requests.Response, partial: _PartialFile, role: Role, job_id: str, url: str
-    ) -> None:
+    def _check_response(self, response: requests.Response, partial: PartialFile, wanted: _Wanted) -> None:
         """Prepare the partial file for the response's body, or raise for its status and headers."""
-        status = response.status_code
+        status, headers, url = response.status_code, response.headers, wanted.url
+        if status in _NOT_THERE and self._is_being_published(wanted):
+            raise _NotThereYetError(f"{redact_url(url)} answered {status}")
         if 400 <= status < 500 and status not in (416, *_TRANSIENT_4XX):
             raise WhisulMediaExpiredError(
-                f"The media host answered {status} to {redact_url(url)}, the {role} of job {job_id}: the URL has "
-                "expired, or never worked.",
-                job_id=job_id,
+                f"The media host answered {status} to {redact_url(response.url)}, the {wanted.role} of job "
+                f"{wanted.job_id}: the URL has expired, or never worked.",
+                job_id=wanted.job_id,
                 http_status=status,
             )
         if status == 206 and partial.size:
-            _check_resumed(response.headers, partial)
-            return
-        if status != 200:
+            partial.resume(headers, url)
+        elif status == 200:
+            partial.begin(headers, url)
+            self._check_size(partial.total or 0, wanted)
+        else:
             if status == 416:
                 partial.restart()
-            retry_after = parse_retry_after(response.headers.get("Retry-After"), self._clock.time())
-            raise _AttemptError(f"{redact_url(url)} answered {status}", retry_after)
-        partial.restart()
-        _read_headers(response.headers, partial, url)
+            retry_after = parse_retry_after(headers.get("Retry-After"), self._clock.time())
+            raise AttemptError(f"{redact_url(url)} answered {status}", retry_after)
 
-    def _read_chunks(self, response: requests.Response) -> Iterator[bytes]:
-        """Yield the body, and raise where it breaks off or stalls."""
-        since, received = time.monotonic(), 0
-        reason = ""
-        try:
-            while chunk := response.raw.read1(CHUNK_BYTES, decode_content=False):
-                yield chunk
-                received += len(chunk)
-                now = time.monotonic()
-                if now - since >= STALL_SECONDS:
-                    if received < STALL_BYTES:
-                        reason = f"only {received:,} bytes in {now - since:.0f} s"
-                        break
-                    since, received = now, 0
-            else:
+    def _is_being_published(self, wanted: _Wanted) -> bool:
+        if wanted.finished_at is None:
+            return False
+        return -_CLOCK_SKEW <= self._clock.time() - wanted.finished_at < PUBLISHING_SECONDS
+
+    def _check_size(self, size: int, wanted: _Wanted) -> None:
+        most = self._max_bytes[wanted.role]
+        if size > most:
+            hint = " If songs are that large, set max_audio_bytes." if wanted.role == "audio" else ""
+            raise WhisulMediaUnsafeError(
+                f"The {wanted.role} of job {wanted.job_id} at {redact_url(wanted.url)} is larger than {most:,} bytes, "
+                f"so it is not downloaded.{hint}",
+                job_id=wanted.job_id,
+            )
+
+    def _read(self, response: requests.Response, partial: PartialFile, wanted: _Wanted, attempt: Attempt) -> None:
+        """Read the body into the partial file, and raise where it breaks off, stalls or is too long."""
+        while True:
+            try:
+                chunk = response.raw.read1(CHUNK_BYTES, decode_content=False)
+            except NETWORK_ERRORS as error:
+                reason = reason_of(innermost(error))
+                break
+            if not chunk and attempt.ended is None:
                 return
-        except _NETWORK_ERRORS as error:
-            reason = _reason(_innermost(error))
-        raise _AttemptError(f"the download broke off: {reason}")
+            if attempt.ended is not None:
+                reason = ""
+                break
+            attempt.received += len(chunk)
+            self._check_size(partial.size + len(chunk), wanted)
+            partial.append(chunk)
+        raise AttemptError(f"the download broke off: {attempt.ended or reason}")
 
 
-class _NoAuth(AuthBase):
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        return request
-
-
-def _check_resumed(headers: Mapping[str, str], partial: _PartialFile) -> None:
-    """Raise unless a 206 continues the same version of the file: some hosts ignore ``If-Range``."""
-    other_range = _content_range(headers.get("Content-Range", "")) != (partial.size, partial.total)
-    validated_by = "ETag" if (partial.validator or "").startswith('"') else "Last-Modified"
-    if other_range or headers.get(validated_by, partial.validator) != partial.validator:
-        partial.restart()
-        what = "another range than was requested" if other_range else "a range of another version of the file"
-        raise _AttemptError(f"the host sent {what}")
-
-
-def _read_headers(headers: Mapping[str, str], partial: _PartialFile, url: str) -> None:
-    """Read from a 200 how long the file is, what it should be and whether it can be resumed."""
-    length = headers.get("Content-Length", "")
-    chunked = "chunked" in headers.get("Transfer-Encoding", "").lower()
-    partial.total = int(length) if re.fullmatch("[0-9]{1,18}", length) and not chunked else None
-    if partial.total is None and not chunked:
-        raise _AttemptError(f"{redact_url(url)} has no Content-Length, so that a broken download could not be detected")
-    partial.content_type = headers.get("Content-Type", "")
-    encoding = headers.get("Content-Encoding", "").strip().lower()
-    if encoding not in ("", "identity"):
-        raise _AttemptError(f"{redact_url(url)} has the Content-Encoding {encoding[:20]!r}, which was not requested")
-    if "bytes" in headers.get("Accept-Ranges", "").lower() and partial.total is not None:
-        etag = headers.get("ETag", "")
-        # A weak ETag does not promise the same bytes.
-        partial.validator = etag if etag.startswith('"') else headers.get("Last-Modified")
-
-
-def _complete_file(partial: _PartialFile, role: Role) -> DownloadedFile:
-    """Return the file if it is complete and what it should be, and raise otherwise."""
-    if partial.total not in (None, partial.size):
-        raise _AttemptError(f"{partial.size:,} of {partial.total:,} bytes were received")
-    size, content_type = partial.size, partial.content_type
-    digest = partial.digest.hexdigest()
-    partial.file.seek(0)
-    head = partial.file.read(SIGNATURE_BYTES)
-    partial.file.flush()
-    media_type = detect_media_type(role, head, content_type)
-    if media_type is None:
-        partial.restart()
-        what = f"a file of {size:,} bytes that is no {role}" if size else "an empty file"
-        raise _WrongMediaTypeError(f"the host sent {what} (Content-Type {content_type[:60]!r})")
-    return DownloadedFile(size, digest, media_type)
-
-
-def _retry_delay(state: tenacity.RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    retry_after = (error.retry_after if isinstance(error, _AttemptError) else None) or 0.0
-    return max(FIRST_DELAY * 2.0 ** (state.attempt_number - 1), retry_after)
-
-
-def _content_range(value: str) -> tuple[int, int] | None:
-    """Return where a range begins and how long the file is, None unless the range reaches the end of the file."""
-    match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", value.strip())
-    if match is None or int(match[2]) != int(match[3]) - 1:
+def _unix_seconds(finished_at: str | None) -> float | None:
+    try:
+        moment = datetime.fromisoformat(finished_at or "")
+    except ValueError:
         return None
-    return int(match[1]), int(match[3])
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """Return the first cause of an error: the libraries' errors around it repeat the URL."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    return error
-
-
-def _reason(error: BaseException) -> str:
-    """Return why a connection failed, without the URL that libraries put into their messages."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(error, UnicodeError):
-        return "the host name is invalid"
-    if type(error) is OSError and str(error):
-        # From a proxy, or about a CA file that cannot be used.
-        return re.sub(r"\?\S*", "", quote(str(error)))[:_MAX_REASON_CHARACTERS]
-    return re.sub(r"(Error|Exception)$", "", type(error).__name__) or type(error).__name__
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TypedDict, get_args
 
 from airflow_provider_whisul.api.models import Song
-from airflow_provider_whisul.storage.media_types import Role
+from airflow_provider_whisul.storage.media_types import Role, is_known
 from airflow_provider_whisul.text import quote
 
 #: Titles in the extra of an asset event at most, and characters of each.
@@ -104,19 +104,42 @@ def stored_song(song: Song, name: str, files: Mapping[Role, StoredFile], cover_e
     }
 
 
-def stored_files(metadata: Mapping[str, object], job_id: str) -> dict[Role, StoredFile]:
+def stored_files(metadata: Mapping[str, object], name: str, job_id: str) -> dict[Role, StoredFile]:
     """
-    Return the files that a ``NAME.json`` names; none if it describes another job, or is damaged.
+    Return the files that a ``NAME.json`` names; none if it describes another job, names a file of another song, or is
+    damaged.
 
     :param metadata: The content of the ``NAME.json``.
+    :param name: What the names of the song's files begin with.
     :param job_id: The song's job.
     """
     files: dict[Role, StoredFile] = {}
     if metadata.get("job_id") == job_id:
         for role in get_args(Role):
             match metadata.get(role):
-                case {"name": str(name), "size": int(size), "sha256": str(sha256), "content_type": str(content_type)}:
-                    files[role] = {"name": name, "size": size, "sha256": sha256, "content_type": content_type}
+                case None:
+                    pass
+                case {
+                    "name": str(file),
+                    "size": int(size),
+                    "sha256": str(sha256),
+                    "content_type": str(content_type),
+                } if is_known(role, file.removeprefix(name), content_type):
+                    files[role] = {"name": file, "size": size, "sha256": sha256, "content_type": content_type}
+                case _:
+                    return {}
+    return files
+
+
+def files_of(song: StoredSong) -> dict[Role, StoredFile]:
+    """
+    Return a song's files.
+
+    :param song: The song.
+    """
+    files: dict[Role, StoredFile] = {"audio": song["audio"]}
+    if song["cover"] is not None:
+        files["cover"] = song["cover"]
     return files
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import inspect
 import json
-import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
-from airflow_provider_whisul.exceptions import WhisulError, WhisulInvalidInputError, WhisulStorageError
+from airflow_provider_whisul.exceptions import WhisulError, WhisulStorageError
+from airflow_provider_whisul.storage.destination import parse_destination
 from airflow_provider_whisul.storage.manifest import to_json
+from airflow_provider_whisul.storage.new_file import NewFile, create_named, create_unnamed, write_all
 from airflow_provider_whisul.text import quote
-from airflow_provider_whisul.version_compat import filesystem
+from airflow_provider_whisul.version_compat import MissingPackageError, filesystem
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -31,8 +33,12 @@ _ATOMIC_WRITES = frozenset({"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "a
 # Bytes that are sent, and held in memory, at once, where the store's client has an option for that.
 _CHUNK_BYTES = 8 << 20
 
-# How often a file is written where its temporary file vanishes. Each other try removes at most one of them.
+# How often a file is written where another try removes its temporary file, or replaces the file before its length is
+# read. Each other try removes at most one of the temporary files.
 _MAX_WRITES = 5
+
+# How often a folder is listed where a file of it vanishes meanwhile, which some clients report as a missing folder.
+_MAX_LISTINGS = 5
 
 # How often the length of a written file is read where it is not as it should be.
 _MAX_CHECKS = 3
@@ -55,6 +61,8 @@ def wrap_storage_errors(action: str, error_type: type[Exception] = Exception) ->
         raise
     except error_type as error:
         detail = quote(str(error)) or type(error).__name__
+        if isinstance(error, MissingPackageError):
+            raise WhisulStorageError(f"Could not {action}: {error}") from None
         if isinstance(error, OSError) and error.errno in _NO_SPACE:
             hint = "There is no space left. Free some, and clear the task."
         elif isinstance(error, PermissionError):
@@ -67,6 +75,10 @@ def wrap_storage_errors(action: str, error_type: type[Exception] = Exception) ->
             f"Could not {action}: {detail} ({type(error).__name__}). {hint} Songs that are stored already are "
             "complete, and are not downloaded again."
         ) from error
+
+
+class _OtherLengthError(Exception):
+    """A file has another length than the one that was written."""
 
 
 @dataclass(frozen=True)
@@ -90,26 +102,15 @@ class ObjectStore:
         """
         Return the folder that a user has named.
 
-        :param destination: The folder as ``ObjectStoragePath`` takes it (``s3://bucket/folder``, ``file:///folder``,
-            ``gs://connection@bucket/folder``), or the absolute path of a folder on the worker.
+        :param destination: The folder, as :func:`~airflow_provider_whisul.storage.destination.parse_destination` takes
+            it.
         :param conn_id: The Airflow connection of the store, None for the connection in the destination, if any.
         :raises WhisulInvalidInputError: The destination does not name a folder.
         :raises WhisulStorageError: The store cannot be reached.
         """
-        text = destination if isinstance(destination, str) else str(destination or "")
-        if text.startswith("/"):
-            text = f"file://{text}"
-        match = re.fullmatch(r"([a-z][a-z0-9+.-]*)://(?:([^/@]*)@)?([^\x00-\x1f]+)", text)
-        location = match[3].rstrip("/") if match else ""
-        if match is None or not location or (match[1] in ("file", "local") and not location.startswith("/")):
-            raise WhisulInvalidInputError(
-                f"The destination {quote(text)!r} does not name a folder, so nothing was downloaded. Name one such as "
-                "s3://bucket/songs/{{ run_id }} or file:///data/songs/{{ run_id }}. Where it is a template, look at "
-                "the task's rendered fields."
-            )
-        protocol, url = match[1], f"{match[1]}://{location}"
+        protocol, named_conn_id, url = parse_destination(destination)
         with wrap_storage_errors(f"reach {url}"):
-            fs = filesystem(protocol, conn_id or match[2] or None)
+            fs = filesystem(protocol, conn_id or named_conn_id)
             return cls(url, fs, fs._strip_protocol(url), protocol in _ATOMIC_WRITES)
 
     def list_files(self) -> dict[str, int | None]:
@@ -119,11 +120,16 @@ class ObjectStore:
         :raises WhisulStorageError: The folder cannot be listed. A folder that does not exist is empty.
         """
         with wrap_storage_errors(f"list {self.url}"):
-            self.fs.invalidate_cache()
-            try:
-                entries = self.fs.ls(self.path, detail=True)
-            except FileNotFoundError:
-                return {}
+            for listing in range(1, _MAX_LISTINGS + 1):
+                self.fs.invalidate_cache()
+                try:
+                    entries = self.fs.ls(self.path, detail=True)
+                    break
+                except FileNotFoundError:
+                    if not self.fs.isdir(self.path):
+                        return {}
+                    if listing == _MAX_LISTINGS:
+                        raise
             return {
                 entry["name"].rstrip("/").rpartition("/")[2]: None if entry["type"] == "directory" else entry["size"]
                 for entry in entries
@@ -147,6 +153,69 @@ class ObjectStore:
             return {}
         return content if isinstance(content, dict) else {}
 
+    @property
+    def is_local(self) -> bool:
+        """Whether reading a file costs no request: the folder is on the worker, or mounted there."""
+        return self.url.startswith(("file://", "local://"))
+
+    def sha256(self, name: str) -> str | None:
+        """
+        Return the SHA-256 digest of a file in hexadecimal digits, None where there is no such file.
+
+        :param name: The name of the file.
+        :raises WhisulStorageError: The file cannot be read.
+        """
+        with wrap_storage_errors(f"read {self.url}/{name}"):
+            try:
+                with self.fs.open(f"{self.path}/{name}", "rb") as file:
+                    return hashlib.file_digest(file, "sha256").hexdigest()
+            except FileNotFoundError:
+                return None
+
+    @contextmanager
+    def new_file(self, workdir: Path, name: str) -> Iterator[NewFile]:
+        """
+        Create a file for :meth:`publish`. Without that nothing is left of it when the context ends.
+
+        In a local folder it is an unnamed file of that folder, so that its bytes are written once, and a process that
+        is killed leaves nothing. Elsewhere, and where the system has no unnamed files, it is in the work folder.
+
+        :param workdir: A folder on this machine.
+        :param name: The file's name in the work folder.
+        :raises WhisulStorageError: The file cannot be created.
+        """
+        with create_unnamed(self.path, self.url) if self.is_local else nullcontext() as unnamed:
+            if unnamed is not None:
+                yield unnamed
+                return
+        with ExitStack() as stack:
+            with wrap_storage_errors(f"write {workdir}/{name}, on this machine, before it goes to {self.url}", OSError):
+                named = stack.enter_context(create_named(workdir, name))
+            yield named
+
+    def publish(self, new: NewFile, name: str) -> None:
+        """
+        Give a file of :meth:`new_file` its place in the folder, and replace a file of that name, as :meth:`put` does.
+
+        :param new: The file, written whole.
+        :param name: The name of the file in the folder.
+        :raises WhisulStorageError: As :meth:`put`.
+        """
+        if new.is_unnamed:
+            try:
+                new.link(f"{self.path}/{name}")
+            except OSError:
+                # Most often because there is a file of that name, which only a move can replace.
+                self.put(new.path, name)
+            return
+        # Stores guess a file's Content-Type from its local name.
+        named = new.path.with_name(name)
+        new.path.replace(named)
+        try:
+            self.put(named, name)
+        finally:
+            named.unlink(missing_ok=True)
+
     def put(self, file: Path, name: str) -> None:
         """
         Write a file into the folder, and replace a file of that name. It appears there whole, or not at all.
@@ -158,19 +227,19 @@ class ObjectStore:
         path = f"{self.path}/{name}"
         size = file.stat().st_size
         with wrap_storage_errors(f"write {self.url}/{name} ({size:,} bytes)"):
-            if self.atomic_writes:
-                self.fs.put_file(str(file), path, **self._put_options())
-                self._check_size(path, size)
-            else:
+            if not self.atomic_writes:
                 self.fs.makedirs(self.path, exist_ok=True)
-                for write in range(1, _MAX_WRITES + 1):
-                    try:
-                        self._write_and_move(file, path, size)
-                        break
-                    except FileNotFoundError:
-                        # Another try that ended meanwhile took the temporary file for one that a killed try had left.
-                        if write == _MAX_WRITES:
-                            raise
+            # In the other stores a missing file means a missing bucket, which no further write helps.
+            repeated = _OtherLengthError if self.atomic_writes else (_OtherLengthError, FileNotFoundError)
+            for write in range(1, _MAX_WRITES + 1):
+                try:
+                    self._write(file, path, size)
+                    break
+                except repeated as error:
+                    if write == _MAX_WRITES:
+                        raise (
+                            WhisulStorageError(str(error)) if isinstance(error, _OtherLengthError) else error
+                        ) from None
 
     def put_json(self, content: Mapping[str, object], name: str, workdir: Path) -> None:
         """
@@ -178,14 +247,13 @@ class ObjectStore:
 
         :param content: The content of the file.
         :param name: The name of the file in the folder.
-        :param workdir: A folder on this machine for the file until it is in the store.
+        :param workdir: As :meth:`new_file` takes it.
         :raises WhisulStorageError: As :meth:`put`, or the file could not be written on this machine.
         """
-        file = workdir / name
-        with wrap_storage_errors(f"write {file}"):
-            file.write_bytes(to_json(content))
-        self.put(file, name)
-        file.unlink()
+        with self.new_file(workdir, name) as new:
+            with wrap_storage_errors(f"write {self.url}/{name} ({new.place})"):
+                write_all(new.file, to_json(content))
+            self.publish(new, name)
 
     def remove(self, name: str) -> None:
         """
@@ -197,7 +265,11 @@ class ObjectStore:
         with wrap_storage_errors(f"remove {self.url}/{name}"), suppress(FileNotFoundError):
             self.fs.rm_file(f"{self.path}/{name}")
 
-    def _write_and_move(self, file: Path, path: str, size: int) -> None:
+    def _write(self, file: Path, path: str, size: int) -> None:
+        if self.atomic_writes:
+            self.fs.put_file(str(file), path, **self._put_options())
+            self._check_size(path, size)
+            return
         # Another try may be writing the same file.
         temporary = f"{path}.{token_hex(4)}{TEMPORARY_SUFFIX}"
         try:
@@ -222,7 +294,7 @@ class ObjectStore:
                 return
         if stored is None:
             raise FileNotFoundError(path)
-        raise WhisulStorageError(
+        raise _OtherLengthError(
             f"{path} should have {size:,} bytes and has {stored:,}: the store lost some, or another task writes the "
             "same file."
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -17,9 +18,16 @@ from airflow_provider_whisul.exceptions import (
     WhisulTLSError,
 )
 from airflow_provider_whisul.storage.downloader import Downloader, InvalidCoverError
-from airflow_provider_whisul.storage.manifest import StoredFile, StoredSong, is_complete, stored_files, stored_song
+from airflow_provider_whisul.storage.manifest import (
+    StoredFile,
+    StoredSong,
+    files_of,
+    is_complete,
+    stored_files,
+    stored_song,
+)
 from airflow_provider_whisul.storage.media_types import Role
-from airflow_provider_whisul.storage.object_store import TEMPORARY_SUFFIX, ObjectStore, wrap_storage_errors
+from airflow_provider_whisul.storage.object_store import TEMPORARY_SUFFIX, ObjectStore
 from airflow_provider_whisul.storage.songs import URL_FIELDS, merge_songs, song_name
 from airflow_provider_whisul.text import quote
 
@@ -32,14 +40,14 @@ class SongTransfer:
     Transfers songs. Several threads may use it at once, each for another song.
 
     A song becomes its audio and its cover, if any, each with the extension of its media type (``NAME.mp3``,
-    ``NAME.jpg``), and last ``NAME.json``. It is stored already if its ``NAME.json`` is in
-    the store, and so are the files that this names. Every other song is transferred whole. Names hold the job's id, so
-    a file of such a name belongs to the song, and is replaced. Two transfers of one song at once replace each other's
-    files with the same content.
+    ``NAME.jpg``), and last ``NAME.json``. It is stored already if its ``NAME.json`` is in the store, and so are the
+    files that this names. Every other song is transferred whole. Names hold the job's id, so a file of such a name
+    belongs to the song, and is replaced. Of two transfers of one song at once, the later one takes what the other one
+    has stored. :meth:`replaced` says of which songs the files are others by now all the same.
 
     :param store: The store to write to.
     :param downloader: Downloads the files.
-    :param workdir: A folder on this machine for a song's files until they are in the store.
+    :param workdir: A folder on this machine for files that cannot be written in the store itself.
     :param existing_files: The length in bytes of each file in the store when the transfer began, by name.
     """
 
@@ -67,13 +75,19 @@ class SongTransfer:
         existing = self._existing_song(song, name) or self._existing_song_with_title(song, name)
         if existing is not None:
             return existing
+        before = self.store.read_json(f"{name}.json") if f"{name}.json" in self.existing_files else None
+        stored_meanwhile = partial(self._stored_meanwhile, song, name, before)
         files = self._stored.setdefault(name, {})
         cover_error = None
         for role in URL_FIELDS:
             if role in files:
                 continue
             try:
-                self._transfer_file(song, name, role, files)
+                # Only where there is no other URL: one that has expired is replaced at once.
+                finished_at = None if url_errors is None else song["finished_at"]
+                meanwhile = self._transfer_file(song, name, role, files, finished_at, stored_meanwhile)
+                if meanwhile is not None:
+                    return meanwhile
             except WhisulMediaExpiredError as error:
                 if url_errors is None:
                     raise
@@ -90,11 +104,21 @@ class SongTransfer:
         if cover_error is not None:
             # A song without its cover is worth more than none.
             log.warning("%s", cover_error)
+        if (meanwhile := stored_meanwhile()) is not None:
+            return meanwhile
         stored = stored_song(song, name, files, cover_error)
         self.store.put_json(cast("Mapping[str, object]", stored), stored["metadata"], self.workdir)
         size = sum(file["size"] for file in files.values())
         log.info("Stored %r as %s (%s bytes)", quote(song["title"] or ""), stored["audio"]["name"], f"{size:,}")
         return stored
+
+    def replaced(self, songs: Iterable[StoredSong]) -> set[str]:
+        """
+        Return the jobs of those songs whose files another transfer has replaced with others, or removed.
+
+        :param songs: Songs that were stored before ``existing_files`` were listed.
+        """
+        return {song["job_id"] for song in songs if not is_complete(files_of(song), self.existing_files)}
 
     def remove_temporary_files(self, names: Set[str]) -> None:
         """
@@ -113,8 +137,11 @@ class SongTransfer:
     def _existing_song(self, song: Song, name: str) -> StoredSong | None:
         """Return a song that is in the store already, None unless all of its files are there."""
         metadata = self.store.read_json(f"{name}.json") if f"{name}.json" in self.existing_files else None
-        files = stored_files(metadata or {}, song["job_id"])
+        files = stored_files(metadata or {}, name, song["job_id"])
         if metadata is None or not is_complete(files, self.existing_files):
+            return None
+        if self.store.is_local and any(self.store.sha256(file["name"]) != file["sha256"] for file in files.values()):
+            log.warning("A file of %s has changed since it was stored: it is downloaded again.", name)
             return None
         log.info("%s is stored already", name)
         cover_error = metadata.get("cover_error")
@@ -131,27 +158,42 @@ class SongTransfer:
         found = (self._existing_song(song, entry.removesuffix(".json")) for entry in others)
         return next((existing for existing in found if existing is not None), None)
 
-    def _transfer_file(self, song: Song, name: str, role: Role, files: dict[Role, StoredFile]) -> None:
-        """Download one of a song's files and store it. Not every song has a cover."""
+    def _stored_meanwhile(self, song: Song, name: str, before: Mapping[str, object] | None) -> StoredSong | None:
+        """Return the song where another transfer has stored it since its ``NAME.json`` was as before."""
+        if self.store.read_json(f"{name}.json") in (None, before):
+            return None
+        return replace(self, existing_files=self.store.list_files())._existing_song(song, name)
+
+    def _transfer_file(
+        self,
+        song: Song,
+        name: str,
+        role: Role,
+        files: dict[Role, StoredFile],
+        finished_at: str | None,
+        stored_meanwhile: Callable[[], StoredSong | None],
+    ) -> StoredSong | None:
+        """
+        Download one of a song's files and store it. Not every song has a cover.
+
+        Returns the song, and stores nothing, where another transfer has stored the whole song meanwhile.
+        """
         job_id = song["job_id"]
         url = song[URL_FIELDS[role]]
         if not url:
             if role == "cover":
-                return
+                return None
             raise WhisulMediaExpiredError(f"The song of job {job_id} has no URL of its audio.", job_id=job_id)
-        local = self.workdir / f"{name}.{role}"
-        try:
-            with wrap_storage_errors(f"write {local}, on this machine, before it goes to {self.store.url}", OSError):
-                downloaded = self.downloader.download(url, local, role, job_id, log.warning)
-                media_type = downloaded.media_type
-                # Stores guess a file's Content-Type from its local name.
-                local = local.replace(self.workdir / (name + media_type.extension))
-            self.store.put(local, local.name)
+        with self.store.new_file(self.workdir, f"{name}.{role}") as new:
+            downloaded = self.downloader.download(url, new, role, job_id, log.warning, finished_at)
+            if (meanwhile := stored_meanwhile()) is not None:
+                return meanwhile
+            media_type = downloaded.media_type
+            self.store.publish(new, name + media_type.extension)
             files[role] = {
-                "name": local.name,
+                "name": name + media_type.extension,
                 "size": downloaded.size,
                 "sha256": downloaded.sha256,
                 "content_type": media_type.content_type,
             }
-        finally:
-            local.unlink(missing_ok=True)
+            return None

@@ -3,6 +3,8 @@ The songs as the Tracks tab of Airflow's UI shows them: a card each, in XComs th
 
 Airflow lists XComs by key without their values. So a key says how many cards its value holds, and how many of their
 songs failed, and the page counts a thousand songs without reading one: ``whisul_songs_<first>_<songs>_<failed>``.
+Stored songs have ``whisul_stored_…``, which only the task's own tab shows. ``whisul_expected_<songs>`` says how many
+songs the task makes in all, and holds the cards of some that are pending: made, or still to be reported.
 """
 
 from __future__ import annotations
@@ -10,14 +12,17 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from functools import wraps
+from itertools import islice
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypedDict, TypeVar, cast
 
 from airflow.providers.common.compat.sdk import AirflowSensorTimeout, AirflowSkipException
 
 from airflow_provider_whisul.api.models import Song
 from airflow_provider_whisul.exceptions import WhisulError
-from airflow_provider_whisul.state.batch_state import UNSUCCESSFUL, BatchSong, BatchState
+from airflow_provider_whisul.state.batch_song import PENDING, UNSUCCESSFUL, BatchSong
+from airflow_provider_whisul.state.batch_state import BatchState
 from airflow_provider_whisul.state.state_store import MAX_ENTRY_BYTES
 from airflow_provider_whisul.text import storable, truncate
 
@@ -30,11 +35,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: The prefix of the XComs' keys.
+#: The prefixes of the XComs' keys.
 KEY_PREFIX = "whisul_songs_"
+STORED_PREFIX = "whisul_stored_"
+EXPECTED_PREFIX = "whisul_expected_"
 
 #: Cards in one XCom: about as many as a screen shows.
 MAX_CARDS = 20
+
+#: Seconds after which a batch that submits pushes again which songs are being made.
+PUSH_SECONDS = 30.0
 
 #: Characters of a text on a card and of a tag, tags of a song, and bytes that a URL may take as JSON. With all of them
 #: at their largest a card still fits into one XCom.
@@ -50,7 +60,7 @@ PROMPT_VARIABLE = "whisul_prompt"
 class Card(TypedDict):
     """One song in the tab."""
 
-    #: ``completed`` or ``failed``.
+    #: ``completed``, ``failed`` or ``pending``.
     status: str
     prompt: str | None
     job_id: str | None
@@ -62,15 +72,37 @@ class Card(TypedDict):
     tags: list[str]
     #: Why the song failed.
     error: str | None
+    #: Since when a pending song is being made (ISO 8601, UTC), None where that is not known.
+    since: str | None
+    #: The name of a stored song's file.
+    stored_as: str | None
 
 
-def completed_card(song: Song) -> Card:
+_EMPTY: Card = {
+    "status": "pending",
+    "prompt": None,
+    "job_id": None,
+    "title": None,
+    "bpm": None,
+    "duration_seconds": None,
+    "song_url": None,
+    "image_url": None,
+    "tags": [],
+    "error": None,
+    "since": None,
+    "stored_as": None,
+}
+
+
+def completed_card(song: Song, stored_as: str | None = None) -> Card:
     """
     Return the card of a song.
 
     :param song: The song.
+    :param stored_as: The name of its file, None unless it was stored.
     """
     return {
+        **_EMPTY,
         "status": "completed",
         "prompt": _text(song["prompt"]),
         "job_id": song["job_id"],
@@ -80,7 +112,7 @@ def completed_card(song: Song) -> Card:
         "song_url": _url(song["song_url"]),
         "image_url": _url(song["image_url"]),
         "tags": [truncate(storable(tag), MAX_TAG) for tag in song["tags"][:MAX_TAGS]],
-        "error": None,
+        "stored_as": _text(stored_as),
     }
 
 
@@ -92,55 +124,73 @@ def failed_card(prompt: str | None, job_id: str | None, reason: str | None) -> C
     :param job_id: The song's job, None if there was none.
     :param reason: Why the song failed.
     """
-    return {
-        "status": "failed",
-        "prompt": _text(prompt),
-        "job_id": job_id,
-        "title": None,
-        "bpm": None,
-        "duration_seconds": None,
-        "song_url": None,
-        "image_url": None,
-        "tags": [],
-        "error": _text(reason),
-    }
+    return {**_EMPTY, "status": "failed", "prompt": _text(prompt), "job_id": job_id, "error": _text(reason)}
 
 
-def card_xcoms(cards: Iterable[Card], first: int = 0) -> Iterator[tuple[str, list[Card]]]:
+def pending_card(prompt: str | None, job_id: str | None, since: float | None) -> Card:
+    """
+    Return the card of a song that is being made.
+
+    :param prompt: The song's prompt, None where it is not known.
+    :param job_id: The song's job, None if it is not submitted yet.
+    :param since: When the song was submitted, in Unix seconds; None where that is not known.
+    """
+    time = None if since is None else datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds")
+    return {**_EMPTY, "prompt": _text(prompt), "job_id": job_id, "since": time}
+
+
+def card_xcoms(cards: Iterable[Card], first: int = 0, prefix: str = KEY_PREFIX) -> Iterator[tuple[str, list[Card]]]:
     """
     Yield key and value of the XComs that hold some cards, each of at most :data:`MAX_CARDS` and ``MAX_ENTRY_BYTES``.
 
     :param cards: The cards.
     :param first: How many cards the task has pushed before.
+    :param prefix: The prefix of their keys.
     """
     value: list[Card] = []
     size = 0
     for card in cards:
         length = len(json.dumps(card)) + 2
         if value and (len(value) == MAX_CARDS or size + length > MAX_ENTRY_BYTES):
-            yield _key(value, first), value
+            yield _key(value, first, prefix), value
             first += len(value)
             value, size = [], 0
         value.append(card)
         size += length
     if value:
-        yield _key(value, first), value
+        yield _key(value, first, prefix), value
 
 
-def push_cards(context: Context, cards: Iterable[Card], first: int = 0) -> None:
+def push_cards(context: Context, cards: Iterable[Card], first: int = 0, prefix: str = KEY_PREFIX) -> None:
     """
     Show songs in the Tracks tab. Never raises, not even where iterating over the cards does.
 
     :param context: The context of the task that made the songs.
     :param cards: The cards.
     :param first: How many cards the task has pushed before.
+    :param prefix: The prefix of the XComs' keys.
     """
     try:
-        for key, value in card_xcoms(cards, first):
+        for key, value in card_xcoms(cards, first, prefix):
             context["ti"].xcom_push(key=key, value=value)
     except Exception:
         # Any error at all: a card is not worth a task, which a retry might pay for again, nor the task's own error.
         log.warning("The Tracks tab will not show all songs of this task. The task continues.", exc_info=True)
+
+
+def push_expected(context: Context, songs: int, pending: Iterable[Card]) -> None:
+    """
+    Show in the Tracks tab which songs are being made, in place of those that were pushed before. Never raises.
+
+    :param context: The context of the task that waits for the songs.
+    :param songs: How many songs the task makes in all, with those that are done.
+    :param pending: The cards of the songs that are being made. The first of them are shown.
+    """
+    try:
+        _, value = next(card_xcoms(islice(pending, MAX_CARDS)), ("", []))
+        context["ti"].xcom_push(key=f"{EXPECTED_PREFIX}{songs}", value=value)
+    except Exception:
+        log.warning("The Tracks tab will not show which songs are being made. The task continues.", exc_info=True)
 
 
 def pushes_card(
@@ -182,12 +232,14 @@ def push_failed_card(task: BaseOperator, context: Context, error: Exception) -> 
     cause = error.__cause__ if isinstance(error, AirflowSkipException) else error
     if isinstance(cause, WhisulError | AirflowSensorTimeout):
         job_id = getattr(cause, "job_id", None) or getattr(task, "job_id", None)
-        push_cards(context, [failed_card(getattr(task, "prompt", None), job_id, str(cause))])
+        prompt = getattr(task, "prompt", None) or _pending_prompt(context)
+        push_cards(context, [failed_card(prompt, job_id, str(cause))])
 
 
 class BatchCards:
     """
-    Pushes the card of each song of a batch once, when the song is completed or has failed for good.
+    Pushes the card of each song of a batch once, when the task learns that the song is completed or has failed for
+    good. Beside them it pushes which songs are being made.
 
     :param context: The task's context.
     :param state: The batch's state, as it was when the task last ran.
@@ -199,6 +251,7 @@ class BatchCards:
         self._context = context
         self._state = state
         self._attempts = attempts
+        self._pending_pushed_at: float | None = None
         self._pushed = {index for index, song in enumerate(state.songs) if self._has_ended(song)} if resumed else set()
 
     def push(self, *, ended: bool = False) -> None:
@@ -214,6 +267,25 @@ class BatchCards:
         ]
         push_cards(self._context, (_batch_card(self._state.songs[index]) for index in new), len(self._pushed))
         self._pushed.update(new)
+        if ended and len(self._pushed) < len(self._state.songs):
+            # The others are not being made by this try.
+            push_expected(self._context, len(self._pushed), ())
+
+    def push_progress(self, now: float) -> None:
+        """
+        Push which songs are being made, unless it did so less than half a minute ago. Never raises.
+
+        :param now: The time, in Unix seconds.
+        """
+        if self._pending_pushed_at is None or now - self._pending_pushed_at >= PUSH_SECONDS:
+            self._pending_pushed_at = now
+            self.push_pending()
+
+    def push_pending(self) -> None:
+        """Push which songs are being made. Never raises."""
+        songs = self._state.songs
+        running = (song for song in songs if song.status in PENDING)
+        push_expected(self._context, len(songs), (pending_card(song.prompt, song.job_id, None) for song in running))
 
     def _has_ended(self, song: BatchSong) -> bool:
         if song.status == "completed":
@@ -223,15 +295,26 @@ class BatchCards:
         return song.status == "failed" and song.submissions >= self._attempts
 
 
+def _pending_prompt(context: Context) -> str | None:
+    """Return the prompt of the one song that the task was waiting for, None where it is not known."""
+    try:
+        ti = context["ti"]
+        value = ti.xcom_pull(task_ids=ti.task_id, key=f"{EXPECTED_PREFIX}1", map_indexes=ti.map_index)
+        return cast("str | None", value[0]["prompt"]) if value else None
+    except Exception:
+        log.debug("The prompt is not known", exc_info=True)
+        return None
+
+
 def _batch_card(song: BatchSong) -> Card:
     if song.song is not None:
         return completed_card(song.song)
     return failed_card(song.prompt, song.job_id, song.error)
 
 
-def _key(cards: Sequence[Card], first: int) -> str:
+def _key(cards: Sequence[Card], first: int, prefix: str) -> str:
     failures = sum(card["status"] == "failed" for card in cards)
-    return f"{KEY_PREFIX}{first:04d}_{len(cards)}_{failures}"
+    return f"{prefix}{first:04d}_{len(cards)}_{failures}"
 
 
 def _text(text: str | None) -> str | None:

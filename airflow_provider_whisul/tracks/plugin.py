@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowPlugin
+from airflow.providers.common.compat.sdk import AirflowPlugin, conf
 
 from airflow_provider_whisul.version_compat import HAS_EXTERNAL_VIEWS
 
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 URL_PREFIX = "/whisul-tracks"
 
-#: The page's scripts and styles are its own files. Covers and songs come from any host that Whisul's URLs name.
+#: The page's scripts and styles are its own files. Covers and songs come from any host that Whisul's URLs name. Who may
+#: hold Airflow's UI in a frame is for Airflow, or a proxy in front of it, to say: the page is a part of that UI.
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src http: https:; media-src http: https:; "
-        "connect-src 'self' http: https:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+        "connect-src 'self' http: https:; base-uri 'none'; form-action 'none'"
     ),
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -75,11 +76,15 @@ class TracksPage:
         return Files(directory=Path(__file__).with_name("page"), html=True)
 
 
+#: Whether the tabs are there: in an Airflow whose UI supports them, unless ``[whisul] tracks_tab`` is False.
+HAS_TABS = HAS_EXTERNAL_VIEWS and conf.getboolean("whisul", "tracks_tab", fallback=True)
+
+
 class WhisulTracksPlugin(AirflowPlugin):
-    """Adds the tabs, on an Airflow whose UI supports them."""
+    """Adds the tabs."""
 
     name = "whisul_tracks"
     fastapi_apps: list[Any] = (
-        [{"app": TracksPage(), "url_prefix": URL_PREFIX, "name": "Whisul tracks"}] if HAS_EXTERNAL_VIEWS else []
+        [{"app": TracksPage(), "url_prefix": URL_PREFIX, "name": "Whisul tracks"}] if HAS_TABS else []
     )
-    external_views: list[Any] = VIEWS if HAS_EXTERNAL_VIEWS else []
+    external_views: list[Any] = VIEWS if HAS_TABS else []

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import quote as url_quote
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator
 
@@ -21,7 +23,9 @@ from airflow_provider_whisul.exceptions import (
     WhisulStorageError,
 )
 from airflow_provider_whisul.operators.base import WhisulTaskMixin
+from airflow_provider_whisul.operators.job_finder import JobFinder
 from airflow_provider_whisul.retry_policy import set_default_retry_policy
+from airflow_provider_whisul.storage.destination import check_before_rendering
 from airflow_provider_whisul.storage.manifest import (
     Manifest,
     SkippedSong,
@@ -32,7 +36,10 @@ from airflow_provider_whisul.storage.manifest import (
 )
 from airflow_provider_whisul.storage.media_types import Role
 from airflow_provider_whisul.storage.songs import URL_FIELDS, merge_songs, read_songs, song_name
-from airflow_provider_whisul.text import quote
+from airflow_provider_whisul.storage.urls import MediaAccess
+from airflow_provider_whisul.text import count, excerpt, quote
+from airflow_provider_whisul.tracks.cards import STORED_PREFIX, Card, completed_card, failed_card, push_cards
+from airflow_provider_whisul.version_compat import AssetRef
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -43,6 +50,9 @@ if TYPE_CHECKING:
 
 #: How many songs an error names. The task's log names all of them.
 MAX_NAMED_SONGS = 20
+
+#: How often a song is transferred at most, where another task replaces its files meanwhile.
+MAX_TRANSFERS = 3
 
 Failure = tuple[Song, WhisulError]
 
@@ -63,15 +73,19 @@ class WhisulToObjectStorageOperator(WhisulTaskMixin, BaseOperator):
     :param whisul_conn_id: The Airflow connection that holds the API key. It is used where a URL has expired, to poll
         the song's job for another one (templated).
     :param max_failures: How many songs may fail to be stored before the task fails.
-    :param max_concurrent_downloads: How many songs are downloaded at once. Each needs space for its files in the
+    :param max_concurrent_downloads: How many songs are downloaded at once. Each may need space for its files in the
         worker's temporary folder.
+    :param max_audio_bytes: The largest audio that is stored, in bytes. A cover may have 50 MB.
+    :param allow_private_media: Whether songs may be downloaded from this machine, and from addresses that are not
+        public. Needed for a media host of your own. The sandbox works without it.
     :param overwrite: Whether the manifest of another run in the same folder may be replaced.
     :return: The manifest, as in ``manifest.json``: a dict of ``destination``, ``manifest``, ``dag_id``, ``task_id``,
         ``run_id``, ``map_index``, ``stored_at`` (ISO 8601, UTC), ``count``, ``songs`` and ``failed``. Each of ``songs``
         has the song's metadata, and ``audio`` and ``cover`` (None if it has none) with ``name``, ``size`` (bytes),
         ``sha256`` and ``content_type``. Each of ``failed`` has ``job_id``, ``prompt`` and ``error``.
     :raises ValueError: When the DAG file is read: an argument is out of range.
-    :raises WhisulInvalidInputError: ``songs`` holds something else, or ``destination`` does not name a folder.
+    :raises WhisulInvalidInputError: ``songs`` holds something else, or ``destination`` does not name a folder, or leads
+        out of it. Where ``destination`` is no template, the latter is raised when the DAG file is read.
     :raises WhisulMediaError: More than ``max_failures`` songs could not be downloaded. The others are stored.
     :raises WhisulMediaExpiredError: The same, where no retry helps: the songs' URLs do not work, and polling their jobs
         again returned no others.
@@ -80,7 +94,8 @@ class WhisulToObjectStorageOperator(WhisulTaskMixin, BaseOperator):
     :raises WhisulError: Any other error; see :mod:`airflow_provider_whisul.exceptions`.
 
     With ``outlets``, their asset events carry ``destination``, ``manifest`` (its URL), ``count``, ``failed`` and the
-    first ``titles``.
+    first ``titles``. An outlet is an ``Asset``, an ``Asset.ref(…)``, or an ``AssetAlias``, which gets the asset whose
+    URI is that of ``destination``.
     """
 
     template_fields: Sequence[str] = ("songs", "destination", "storage_conn_id", "whisul_conn_id")
@@ -95,6 +110,8 @@ class WhisulToObjectStorageOperator(WhisulTaskMixin, BaseOperator):
         whisul_conn_id: str = DEFAULT_CONN_ID,
         max_failures: int = 0,
         max_concurrent_downloads: int = 4,
+        max_audio_bytes: int = 500_000_000,
+        allow_private_media: bool = False,
         overwrite: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -104,13 +121,16 @@ class WhisulToObjectStorageOperator(WhisulTaskMixin, BaseOperator):
         self.destination = destination
         self.storage_conn_id = storage_conn_id
         self.whisul_conn_id = whisul_conn_id
-        if max_failures < 0 or max_concurrent_downloads < 1:
+        if max_failures < 0 or max_concurrent_downloads < 1 or max_audio_bytes < 1:
             raise ValueError(
-                "max_failures must be 0 or more, max_concurrent_downloads 1 or more, not "
-                f"{max_failures} and {max_concurrent_downloads}."
+                "max_failures must be 0 or more, max_concurrent_downloads and max_audio_bytes 1 or more, not "
+                f"{max_failures}, {max_concurrent_downloads} and {max_audio_bytes}."
             )
+        check_before_rendering(destination)
         self.max_failures = max_failures
         self.max_concurrent_downloads = max_concurrent_downloads
+        self.max_audio_bytes = max_audio_bytes
+        self.allow_private_media = allow_private_media
         self.overwrite = overwrite
         self._downloader: Downloader | None = None
         self._killed = False
@@ -121,22 +141,29 @@ class WhisulToObjectStorageOperator(WhisulTaskMixin, BaseOperator):
         from airflow_provider_whisul.storage.object_store import ObjectStore
         from airflow_provider_whisul.storage.song_transfer import SongTransfer
 
+        self._job_finder = JobFinder(self.hook)
         songs, skipped = read_songs(self.songs)
         for skipped_song in skipped:
-            self.log.warning("Skipped %r: %s", quote(skipped_song["prompt"] or "")[:60], skipped_song["error"])
+            self.log.warning("Skipped %r: %s", excerpt(skipped_song["prompt"] or ""), skipped_song["error"])
         store = ObjectStore.from_destination(self.destination, self.storage_conn_id)
         existing_files = store.list_files()
         manifest = self._empty_manifest(context, store)
-        self._check_manifest(store, manifest, existing_files)
-        self.log.info("Storing %d song%s in %s", len(songs), "" if len(songs) == 1 else "s", store.url)
-        with TemporaryDirectory(prefix="whisul-") as workdir, Downloader(clock=self.clock) as downloader:
+        self._check_manifest(store, manifest)
+        self.log.info("Storing %s in %s", count(len(songs), "song"), store.url)
+        with (
+            TemporaryDirectory(prefix="whisul-") as workdir,
+            Downloader(
+                clock=self.clock, access=self._media_access(), max_audio_bytes=self.max_audio_bytes
+            ) as downloader,
+        ):
             self._downloader = downloader
             if self._killed:
                 downloader.stop()
             transfer = SongTransfer(store, downloader, Path(workdir), existing_files)
-            stored, failures = self._transfer_songs(transfer, songs)
+            stored, failures = self._transfer_until_unchanged(transfer, songs)
             for song, error in failures:
-                self.log.error("Could not store %r: %s", quote(song["title"] or song["job_id"])[:60], error)
+                self.log.error("Could not store %r: %s", excerpt(song["title"] or song["job_id"]), error)
+            push_cards(context, _stored_cards(songs, stored, failures), prefix=STORED_PREFIX)
             names = {song_name(song) for song in songs} | {
                 song["metadata"].partition(".")[0] for song in stored.values()
             }
@@ -148,12 +175,20 @@ class WhisulToObjectStorageOperator(WhisulTaskMixin, BaseOperator):
             manifest["failed"] = skipped + [_skipped_song(*failure) for failure in failures]
             manifest["stored_at"] = datetime.fromtimestamp(self.clock.time(), UTC).isoformat()
             # Another run may have written its manifest meanwhile.
-            self._check_manifest(store, manifest, store.list_files())
+            self._check_manifest(store, manifest)
             self._check_killed()
             store.put_json(cast("dict[str, object]", manifest), manifest["manifest"], Path(workdir))
         self.log.info("Songs in %s: %d stored, %d missing", store.url, len(stored), len(manifest["failed"]))
         self._set_event_extra(context, manifest)
         return manifest
+
+    def _media_access(self) -> MediaAccess:
+        """Return which hosts songs may come from. Without a connection that can be used they are public ones."""
+        try:
+            api_url = self.hook.settings.base_url
+        except AirflowException:
+            api_url = None
+        return MediaAccess(api_url, self.allow_private_media)
 
     def on_kill(self) -> None:
         """Stop the downloads, so that ``execute`` raises: Airflow 3 calls only this before it kills the process."""
@@ -165,7 +200,7 @@ class WhisulToObjectStorageOperator(WhisulTaskMixin, BaseOperator):
         if self._killed:
             raise WhisulMediaError(
                 "The transfer was stopped with the task, so there is no manifest. Songs that are stored already are "
-                "complete: a retry downloads only the missing ones."
+                "complete: a later try downloads only the missing ones."
             )
 
     def _empty_manifest(self, context: Context, store: ObjectStore) -> Manifest:
@@ -184,18 +219,49 @@ class WhisulToObjectStorageOperator(WhisulTaskMixin, BaseOperator):
             "failed": [],
         }
 
-    def _check_manifest(self, store: ObjectStore, manifest: Manifest, existing_files: Mapping[str, int | None]) -> None:
+    def _check_manifest(self, store: ObjectStore, manifest: Manifest) -> None:
         """Raise where the manifest would replace the one of another run."""
         name = manifest["manifest"]
-        if self.overwrite or name not in existing_files:
-            return
-        existing = store.read_json(name)
+        existing = None if self.overwrite else store.read_json(name)
         if existing is not None and not is_of_same_task(existing, manifest):
             raise WhisulFileExistsError(
                 f"{store.url}/{name} is the manifest of another run, and is not overwritten. Give each run a "
                 "destination of its own, such as one that ends in {{ run_id }}; or set overwrite=True, to keep only "
                 "the manifest of the latest run."
             )
+
+    def _transfer_until_unchanged(
+        self, transfer: SongTransfer, songs: Sequence[Song]
+    ) -> tuple[dict[str, StoredSong], list[Failure]]:
+        """Transfer songs, and those again whose files another task has replaced with others meanwhile."""
+        stored, failures = self._transfer_songs(transfer, songs)
+        for transfers in range(1, MAX_TRANSFERS + 1):
+            transfer = replace(transfer, existing_files=transfer.store.list_files())
+            replaced = transfer.replaced(stored.values())
+            if not replaced:
+                break
+            if transfers == MAX_TRANSFERS:
+                raise WhisulStorageError(
+                    f"Another task replaces or removes files in {transfer.store.url} again and again, such as "
+                    f"{stored[min(replaced)]['audio']['name']}. Songs are transferred {MAX_TRANSFERS} times at most: "
+                    "give each task a destination of its own, and clear this one. It costs no credits."
+                )
+            pause = transfers * (1 + 2 * self.clock.random())
+            self.log.warning(
+                "Another task has replaced or removed files of %d of the songs. These are transferred again in %.1f s.",
+                len(replaced),
+                pause,
+            )
+            # Lets the other task finish: then its songs are complete, and are taken as they are.
+            self.clock.sleep(pause)
+            # What is stored by now.
+            transfer = replace(transfer, existing_files=transfer.store.list_files())
+            again, more_failures = self._transfer_songs(
+                transfer, [song for song in songs if song["job_id"] in replaced]
+            )
+            stored = {job_id: song for job_id, song in stored.items() if job_id not in replaced} | again
+            failures += more_failures
+        return stored, failures
 
     def _transfer_songs(
         self, transfer: SongTransfer, songs: Sequence[Song]
@@ -253,7 +319,7 @@ class WhisulToObjectStorageOperator(WhisulTaskMixin, BaseOperator):
         """
         self.log.warning("%s Polling the job again.", expired)
         try:
-            job = self.hook.get_job(song["job_id"])
+            job = self._job_finder.get_job(song["job_id"], retry=True)
         except AirflowException as error:
             if isinstance(error, WhisulError) and error.transient:
                 raise
@@ -278,11 +344,30 @@ class WhisulToObjectStorageOperator(WhisulTaskMixin, BaseOperator):
         return fresh, url_errors
 
     def _set_event_extra(self, context: Context, manifest: Manifest) -> None:
-        from airflow.providers.common.compat.sdk import Asset
+        from airflow.providers.common.compat.sdk import Asset, AssetAlias
 
+        extra = cast("Any", event_extra(manifest))
         for outlet in self.outlets or ():
-            if isinstance(outlet, Asset):
-                context["outlet_events"][outlet].extra = cast("Any", event_extra(manifest))
+            try:
+                if isinstance(outlet, AssetAlias):
+                    # An alias has no event unless it is given an asset.
+                    folder = Asset(url_quote(manifest["destination"], safe="/:@+,=~"))
+                    context["outlet_events"][outlet].add(folder, extra=extra)
+                elif isinstance(outlet, Asset | AssetRef):
+                    context["outlet_events"][outlet].extra = extra
+            except Exception as error:
+                # The songs are stored, whatever Airflow knows of the asset.
+                self.log.warning("The asset event of %s has no extra: %s", quote(str(outlet)), quote(str(error)))
+
+
+def _stored_cards(songs: Sequence[Song], stored: Mapping[str, StoredSong], failures: Sequence[Failure]) -> list[Card]:
+    errors = {song["job_id"]: str(error) for song, error in failures}
+    return [
+        completed_card(song, stored[song["job_id"]]["audio"]["name"])
+        if song["job_id"] in stored
+        else failed_card(song["prompt"], song["job_id"], errors.get(song["job_id"]))
+        for song in songs
+    ]
 
 
 def _not_polled(expired: WhisulMediaExpiredError, outage: WhisulError) -> WhisulError:
@@ -305,11 +390,11 @@ def _too_many_failures(failures: Sequence[Failure], songs: int, max_failures: in
         return errors[0]
     first = next((error for error in errors if not isinstance(error, AirflowFailException)), errors[0])
     named = "; ".join(
-        f"{quote(song['title'] or song['job_id'])[:60]!r}: {quote(str(error))[:300]}"
+        f"{excerpt(song['title'] or song['job_id'])!r}: {quote(str(error))[:300].rstrip('.')}"
         for song, error in failures[:MAX_NAMED_SONGS]
     )
     more = f"; and {len(errors) - MAX_NAMED_SONGS} more, see the log" if len(errors) > MAX_NAMED_SONGS else ""
     return type(first)(
         f"{len(errors)} of {songs} songs could not be stored, more than max_failures={max_failures}: {named}{more}. "
-        "The others are in the store, without a manifest; a retry downloads only the missing ones."
+        "The others are in the store, without a manifest; a later try downloads only the missing ones."
     )

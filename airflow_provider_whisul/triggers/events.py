@@ -15,7 +15,8 @@ from typing import Literal, TypedDict, cast
 
 from airflow_provider_whisul.api.models import Song
 from airflow_provider_whisul.exceptions import SerializedError, WhisulError, WhisulJobTimeoutError, error_from_dict
-from airflow_provider_whisul.state.batch_state import MAX_POLLED_JOBS, MAX_SONG_BYTES, ResultChunk
+from airflow_provider_whisul.state.batch_song import MAX_SONG_BYTES
+from airflow_provider_whisul.state.batch_state import MAX_POLLED_JOBS, ResultChunk
 from airflow_provider_whisul.state.state_store import MAX_ENTRY_BYTES
 from airflow_provider_whisul.version_compat import is_deferral_timeout
 
@@ -64,6 +65,22 @@ class BatchErrorEvent(TypedDict):
     error: SerializedError
 
 
+class LoggedEvent(dict[str, object]):
+    """
+    An event whose repr is short. Airflow logs the repr of each event, and a chunk's songs are unreadable there.
+
+    :param event: The event. It is stored and passed on as the dict that it is.
+    :param summary: What the repr says.
+    """
+
+    def __init__(self, event: Mapping[str, object], summary: str) -> None:
+        super().__init__(event)
+        self._summary = summary
+
+    def __repr__(self) -> str:
+        return f"<{self._summary}>"
+
+
 class ChunkPacker:
     """
     Packs the jobs of a batch that have ended for an event, one by one.
@@ -96,6 +113,11 @@ class ChunkPacker:
     def size(self) -> int:
         """Return the bytes of JSON that the chunk takes in an event."""
         return len(json.dumps(self.packed()))
+
+    def summary(self) -> str:
+        """Return what the chunk holds, for a log line."""
+        ended = (("failed", self.failed), ("not found", self.not_found), ("timed out", self.timed_out))
+        return f"{self.songs:,} completed" + "".join(f", {len(jobs):,} {what}" for what, jobs in ended if jobs)
 
     def packed(self) -> PackedChunk:
         """Return the chunk for an event; :func:`unpack_chunk` reads it."""
@@ -180,7 +202,7 @@ def chunk_from_event(event: object) -> tuple[ResultChunk, WhisulError | None]:
                 return unpack_chunk(cast(PackedChunk, chunk)), error_from_dict(cast(SerializedError, error))
     raise WhisulError(
         f"The trigger that waited for the batch reported an event that is not one of this provider's: {event!r:.200}. "
-        "The jobs are not affected: from Airflow 3.3 on a retry of this task waits for them again."
+        "The jobs are not affected: a retry of this task waits for them again, where a record is kept."
     )
 
 

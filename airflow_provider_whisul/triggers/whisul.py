@@ -11,7 +11,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_provider_whisul.api.models import Song
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_whisul.exceptions import WhisulError
-from airflow_provider_whisul.polling import JobPoller, check_poll_interval
+from airflow_provider_whisul.polling import DeadlineSource, JobPoller, check_poll_interval
 from airflow_provider_whisul.triggers.events import CompletedEvent, ErrorEvent
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 #: The log line where a user ends a task whose job runs on.
 NOT_CANCELLED = (
     "Whisul cannot cancel a job: job %s continues, and costs what it costs. A later try of this task waits for it "
-    "again (a WhisulGenerateOperator from Airflow 3.3 on, a WhisulJobSensor always). Until then a WhisulJobSensor with "
-    "this job id finds it."
+    "again (a WhisulGenerateOperator where a record is kept, a WhisulJobSensor always). Until then a WhisulJobSensor "
+    "with this job id finds it."
 )
 
 
@@ -31,16 +31,17 @@ class WhisulJobTrigger(BaseTrigger):
 
     It only sends GET requests, so it may run twice, or again after a restart. It waits one to two intervals before its
     first poll: the task that defers has just submitted or polled, and a thousand triggers must not poll in the same
-    moment.
+    moment. Where the account's jobs are known to take longer, it waits until one in twenty would be over.
 
     :param job_id: The job.
     :param whisul_conn_id: The Airflow connection that holds the API key.
     :param poll_interval: Seconds between two polls, at least 5.
     :param deadline: When waiting ends, in Unix seconds (UTC). A restart does not prolong it.
-    :param submitted_at: When the job was submitted, in Unix seconds, None if that is not known. For a minute after it a
-        404 is tolerated: the job may not be there yet.
+    :param deadline_source: What the deadline comes from: the wait's own timeout, or the task's execution_timeout.
     :param not_before: When the first request may be sent at the earliest, in Unix seconds: the end of a cool-down that
         the task has met. None for no cool-down.
+    :param submitted_at: When the job was submitted, in Unix seconds; None where nobody knows.
+    :param dag_id: The DAG that waits for the job; blank where none is known.
     """
 
     #: Time, sleep and jitter; replaced by tests.
@@ -52,16 +53,20 @@ class WhisulJobTrigger(BaseTrigger):
         whisul_conn_id: str,
         poll_interval: float,
         deadline: float,
-        submitted_at: float | None = None,
+        deadline_source: DeadlineSource = "timeout",
         not_before: float | None = None,
+        submitted_at: float | None = None,
+        dag_id: str = "",
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.job_id = job_id
         self.whisul_conn_id = whisul_conn_id
         self.poll_interval = check_poll_interval(poll_interval, "poll_interval")
         self.deadline = deadline
-        self.submitted_at = submitted_at
+        self.deadline_source = deadline_source
         self.not_before = not_before
+        self.submitted_at = submitted_at
+        self.dag_id = dag_id
 
     def serialize(self) -> tuple[str, dict[str, str | float | None]]:
         """Return what the trigger is created from: ids and times only, since Airflow stores and logs it."""
@@ -72,8 +77,10 @@ class WhisulJobTrigger(BaseTrigger):
                 "whisul_conn_id": self.whisul_conn_id,
                 "poll_interval": self.poll_interval,
                 "deadline": self.deadline,
-                "submitted_at": self.submitted_at,
+                "deadline_source": self.deadline_source,
                 "not_before": self.not_before,
+                "submitted_at": self.submitted_at,
+                "dag_id": self.dag_id,
             },
         )
 
@@ -94,9 +101,18 @@ class WhisulJobTrigger(BaseTrigger):
 
     async def _wait(self) -> Song:
         clock = self.clock
-        poller = JobPoller(self.job_id, self.poll_interval, self.deadline, self.submitted_at)
+        poller = JobPoller(
+            self.job_id,
+            self.poll_interval,
+            self.deadline,
+            self.deadline_source,
+            submitted_at=self.submitted_at,
+            dag_id=self.dag_id,
+        )
         delay = poller.initial_delay(clock.time(), clock.random(), self.not_before)
-        self.log.info("Polling Whisul job %s every %g s, first in %.0f s", self.job_id, self.poll_interval, delay)
+        self.log.info(
+            "Polling Whisul job %s every %g s, first in %.0f s or later", self.job_id, self.poll_interval, delay
+        )
         if self.not_before is None:
             # Before the connection is looked up: of a thousand triggers started together each does so at its own time.
             await clock.async_sleep(delay)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Sequence
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -21,11 +23,12 @@ from airflow_provider_whisul.exceptions import (
     WhisulTLSError,
     WhisulUnauthorizedError,
 )
-from airflow_provider_whisul.polling import JobPoller, check_poll_interval
-from airflow_provider_whisul.state.batch_state import MAX_ERROR_BYTES, MAX_SONG_BYTES
+from airflow_provider_whisul.outage import Outage
+from airflow_provider_whisul.polling import DeadlineSource, JobPoller, check_poll_interval, last_poll_max_wait
+from airflow_provider_whisul.state.batch_song import MAX_ERROR_BYTES, MAX_SONG_BYTES
 from airflow_provider_whisul.state.state_store import MAX_ENTRY_BYTES
-from airflow_provider_whisul.text import truncate_json
-from airflow_provider_whisul.triggers.events import BatchErrorEvent, ChunkEvent, ChunkPacker
+from airflow_provider_whisul.text import count, truncate_json
+from airflow_provider_whisul.triggers.events import BatchErrorEvent, ChunkEvent, ChunkPacker, LoggedEvent
 from airflow_provider_whisul.triggers.whisul import async_hook_class
 
 if TYPE_CHECKING:
@@ -38,6 +41,11 @@ _FULL_CHUNK_BYTES = MAX_ENTRY_BYTES - 4 * MAX_SONG_BYTES
 #: Seconds that a failed song waits for others to be reported with, before it is submitted again.
 _FAILURE_WAIT = 60.0
 
+#: Seconds that any other result waits for others to be reported with: the batch's first one, and later ones. Until then
+#: the user does not see the song. Each report costs two task processes, which is half a second of CPU, and the next
+#: trigger counts failed polls anew: so the later ones leave room for as many as a job is given up after.
+_FIRST_RESULT_WAIT, _RESULT_WAIT = 300.0, 600.0
+
 #: Seconds between two lines of progress in the task's log.
 PROGRESS_SECONDS = 30.0
 
@@ -49,8 +57,8 @@ class WhisulBatchTrigger(BaseTrigger):
     """
     Polls many jobs, each no sooner than its interval and all of them spread out, and reports those that have ended.
 
-    It only sends GET requests. It reports in chunks, each small enough for any database. The task applies a chunk and
-    defers again for the rest.
+    It only sends GET requests. It reports in chunks, each small enough for any database, and within minutes of the
+    chunk's first result. The task applies a chunk and defers again for the rest.
 
     :param job_ids: The jobs.
     :param whisul_conn_id: The Airflow connection that holds the API key.
@@ -63,7 +71,11 @@ class WhisulBatchTrigger(BaseTrigger):
     :param resumed: Whether another trigger has waited for the same jobs until just now.
     :param progress_logged_at: When the last line of progress was logged, in Unix seconds.
     :param not_before: When the first request may be sent at the earliest, in Unix seconds: the end of a cool-down that
-        the task has met. Where that is after the deadline, no job is polled and all are timed out.
+        the task has met.
+    :param deadline_source: What the deadline comes from: the wait's own timeout, or the task's execution_timeout.
+    :param dag_id: The DAG that waits for the jobs; blank where none is known.
+    :param submitted_before: For each of the jobs, in their order, how many seconds before ``submitted_at`` it was
+        submitted; None for a job of which nobody knows, or that was polled before. Empty where that is so for all.
     """
 
     #: Time, sleep and jitter; replaced by tests.
@@ -82,6 +94,9 @@ class WhisulBatchTrigger(BaseTrigger):
         resumed: bool = False,
         progress_logged_at: float | None = None,
         not_before: float | None = None,
+        deadline_source: DeadlineSource = "timeout",
+        dag_id: str = "",
+        submitted_before: Sequence[float | None] = (),
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.job_ids = list(job_ids)
@@ -95,6 +110,9 @@ class WhisulBatchTrigger(BaseTrigger):
         self.resumed = resumed
         self.progress_logged_at = progress_logged_at
         self.not_before = not_before
+        self.deadline_source = deadline_source
+        self.dag_id = dag_id
+        self.submitted_before = list(submitted_before)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what the trigger is created from: ids, times and counts only, since Airflow stores and logs it."""
@@ -112,14 +130,17 @@ class WhisulBatchTrigger(BaseTrigger):
                 "resumed": self.resumed,
                 "progress_logged_at": self.progress_logged_at,
                 "not_before": self.not_before,
+                "deadline_source": self.deadline_source,
+                "dag_id": self.dag_id,
+                "submitted_before": self.submitted_before,
             },
         )
 
     async def on_kill(self) -> None:
         """Log what happens to the jobs when a user ends the task (Airflow 3.3 and later)."""
         self.log.warning(
-            "Whisul cannot cancel jobs: these %d continue, and cost credits. From Airflow 3.3 on a later try of this "
-            "task waits for them again. A WhisulJobSensor finds each by its id: %s",
+            "Whisul cannot cancel jobs: these %d continue, and cost credits. A later try of this task waits for "
+            "them again, where a record is kept. A WhisulJobSensor finds each by its id: %s",
             len(self.job_ids),
             ", ".join(self.job_ids[:3]) + (" …" if len(self.job_ids) > 3 else ""),
         )
@@ -128,22 +149,24 @@ class WhisulBatchTrigger(BaseTrigger):
         """Yield one event, a :class:`ChunkEvent` or a :class:`BatchErrorEvent`."""
         event: ChunkEvent | BatchErrorEvent
         chunk = ChunkPacker()
+        outcome = "chunk"
         try:
             await self._fill(chunk)
             event = {"status": "chunk", "chunk": chunk.packed()}
         except WhisulError as error:
             serialized: SerializedError = {**error.as_dict(), "message": truncate_json(str(error), 2_000)}
             event = {"status": "error", "chunk": chunk.packed(), "error": serialized}
-        yield TriggerEvent(event)  # type: ignore[no-untyped-call]
+            outcome = f"error: {type(error).__name__}"
+        yield TriggerEvent(LoggedEvent(event, f"{outcome}, {chunk.summary()}"))  # type: ignore[no-untyped-call]
 
     async def _fill(self, chunk: ChunkPacker) -> None:
         """Add jobs that have ended to a chunk, until it is full, no job is left, or waiting must end."""
-        self.log.info("Polling %d Whisul jobs, each every %g s", len(self.job_ids), self.poll_interval)
+        self.log.info("Polling %s, each every %g s", count(len(self.job_ids), "Whisul job"), self.poll_interval)
         ended: asyncio.Queue[tuple[str, WhisulJob | Exception]] = asyncio.Queue()
         async with (await async_hook_class())(self.whisul_conn_id, clock=self.clock) as hook:
             if self.not_before is not None:
                 await hook.pause_until(self.not_before)
-            waits = [asyncio.ensure_future(self._wait(hook, job_id, ended)) for job_id in self.job_ids]
+            waits = [asyncio.ensure_future(self._wait(hook, poller, ended)) for poller in self._pollers()]
             try:
                 await self._collect(ended, chunk)
             finally:
@@ -151,27 +174,43 @@ class WhisulBatchTrigger(BaseTrigger):
                     wait.cancel()
                 await asyncio.gather(*waits, return_exceptions=True)
 
+    def _pollers(self) -> list[JobPoller]:
+        outage, last_max_wait = Outage(), last_poll_max_wait(len(self.job_ids), self.deadline_source)
+        return [
+            JobPoller(
+                job_id,
+                self.poll_interval,
+                self.deadline,
+                self.deadline_source,
+                outage,
+                last_max_wait,
+                None if self.submitted_at is None or before is None else self.submitted_at - before,
+                self.dag_id,
+            )
+            for job_id, before in zip(self.job_ids, chain(self.submitted_before, repeat(None)), strict=False)
+        ]
+
     async def _wait(
-        self, hook: WhisulAsyncHook, job_id: str, ended: asyncio.Queue[tuple[str, WhisulJob | Exception]]
+        self, hook: WhisulAsyncHook, poller: JobPoller, ended: asyncio.Queue[tuple[str, WhisulJob | Exception]]
     ) -> None:
         """Poll one job until it has ended or can no longer be waited for."""
         clock = self.clock
-        poller = JobPoller(job_id, self.poll_interval, self.deadline, self.submitted_at)
         try:
             delay = poller.initial_delay(clock.time(), clock.random(), self.not_before, resumed=self.resumed)
             job = await hook.wait_for_job(poller, delay)
         except Exception as error:
             # Any error at all: without it the trigger would wait for this job until its deadline.
-            ended.put_nowait((job_id, error))
+            ended.put_nowait((poller.job_id, error))
         else:
-            ended.put_nowait((job_id, job))
+            ended.put_nowait((poller.job_id, job))
 
     async def _collect(self, ended: asyncio.Queue[tuple[str, WhisulJob | Exception]], chunk: ChunkPacker) -> None:
         durations: list[float] = []
         progress_logged_at = self.progress_logged_at or self.clock.time()
-        report_at: float | None = None
+        result_wait = _RESULT_WAIT if self.delivered else _FIRST_RESULT_WAIT
+        report_at = math.inf
         left = len(self.job_ids)
-        while left and chunk.size() < _FULL_CHUNK_BYTES and not (report_at and self.clock.time() >= report_at):
+        while left and chunk.size() < _FULL_CHUNK_BYTES and self.clock.time() < report_at:
             try:
                 job_id, result = await asyncio.wait_for(ended.get(), PROGRESS_SECONDS)
             except TimeoutError:
@@ -179,11 +218,10 @@ class WhisulBatchTrigger(BaseTrigger):
             else:
                 left -= 1
                 self._add(chunk, job_id, result)
-                if isinstance(result, WhisulJob):
-                    if result.started_at and result.finished_at:
-                        durations.append((result.finished_at - result.started_at).total_seconds())
-                elif isinstance(result, WhisulJobFailedError):
-                    report_at = report_at or self.clock.time() + _FAILURE_WAIT
+                wait = _FAILURE_WAIT if isinstance(result, WhisulJobFailedError) else result_wait
+                report_at = min(report_at, self.clock.time() + wait)
+                if isinstance(result, WhisulJob) and result.started_at and result.finished_at:
+                    durations.append((result.finished_at - result.started_at).total_seconds())
             if self.clock.time() - progress_logged_at >= PROGRESS_SECONDS:
                 progress_logged_at = self.clock.time()
                 self._log_progress(chunk, durations, progress_logged_at)
@@ -201,10 +239,13 @@ class WhisulBatchTrigger(BaseTrigger):
             raise result
         else:
             timed_out = isinstance(result, WhisulJobTimeoutError)
-            reason = "The job had not ended by " + utc(self.deadline) + "." if timed_out else str(result)
+            by = f"by {utc(self.deadline)}" + (" (execution_timeout)" if self.deadline_source != "timeout" else "")
+            reason = f"The job had not ended {by}." if timed_out else str(result)
             # The reason is short, since it may be repeated for every job.
             reason = truncate_json(reason, MAX_ERROR_BYTES - 100)
-            chunk.timed_out[job_id] = f"{reason} It may still complete: from Airflow 3.3 on a retry waits for it again."
+            chunk.timed_out[job_id] = (
+                f"{reason} It may still complete: a retry waits for it again, where a record is kept."
+            )
 
     def _log_progress(self, chunk: ChunkPacker, durations: list[float], now: float) -> None:
         failed = self.failed + len(chunk.failed) + len(chunk.not_found) + len(chunk.timed_out)
@@ -224,3 +265,15 @@ def progress(delivered: int, total: int, failed: int) -> str:
     :param failed: How many songs have failed.
     """
     return f"{delivered:,} of {total:,} delivered, {failed:,} failed"
+
+
+def seconds_before(submitted_at: float, times: Sequence[float | None]) -> list[float | None]:
+    """
+    Return the ``submitted_before`` of a :class:`WhisulBatchTrigger`: short, since a database keeps it.
+
+    :param submitted_at: When the last of the jobs was submitted, in Unix seconds.
+    :param times: When each was, likewise; None where nobody knows.
+    """
+    if all(at is None for at in times):
+        return []
+    return [None if at is None else round(submitted_at - at, 1) for at in times]

@@ -1,13 +1,11 @@
-"""The limit that the API puts on a key. Whisul does not document it, so there are two kinds."""
+"""The limit that an API puts on a key. Whisul does not document its own, so there are the usual kinds."""
 
 from __future__ import annotations
 
+import math
+from collections import deque
+from dataclasses import dataclass
 from enum import Enum
-
-from airflow_provider_whisul.sandbox.state import RateLimit
-
-#: The seconds in which requests are counted.
-WINDOW = 1.0
 
 #: Seconds of a block that ends when no request has come for so long.
 IDLE_SECONDS = 10.0
@@ -15,38 +13,62 @@ IDLE_SECONDS = 10.0
 #: Seconds of a block that each request prolongs by as much again.
 PENALTY_SECONDS = 6.0
 
-
-class Block(Enum):
-    """How a request that is made during a block prolongs it."""
-
-    UNTIL_IDLE = f"until {IDLE_SECONDS:g} s without a request"
-    PENALTY = f"{PENALTY_SECONDS:g} s more per request"
+#: Seconds of a block that no request prolongs.
+FIXED_SECONDS = 10.0
 
 
-class _PenaltyRateLimit(RateLimit):
-    def allows(self, now: float) -> bool:
-        until = self._blocked_until
-        if until is not None and now < until:
-            self._blocked_until = until + PENALTY_SECONDS
-            return False
-        return super().allows(now)
+class Shape(Enum):
+    """How requests are counted, and what a request does that is one too many."""
+
+    PROLONGING = f"sliding window; a block, {PENALTY_SECONDS:g} s more per request"
+    UNTIL_IDLE = f"sliding window; a block until {IDLE_SECONDS:g} s without a request"
+    ADDITIVE = f"sliding window; a block of {FIXED_SECONDS:g} s"
+    SLIDING = "sliding window"
+    FIXED_WINDOW = "fixed window"
+    BUCKET = "token bucket"
+
+
+_BLOCK_SECONDS = {Shape.PROLONGING: PENALTY_SECONDS, Shape.UNTIL_IDLE: IDLE_SECONDS, Shape.ADDITIVE: FIXED_SECONDS}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """
+    The limit of a key.
+
+    :param requests: How many requests are allowed.
+    :param window: In how many seconds.
+    :param shape: How they are counted. The bucket holds twice as many tokens as a window of a second allows, and as
+        many as a longer one allows.
+    :param changes: From when on, in seconds, only which share of the limit is there: it has changed, or another program
+        uses the rest.
+    """
+
+    requests: int
+    window: float = 1.0
+    shape: Shape = Shape.PROLONGING
+    changes: tuple[tuple[float, float], ...] = ()
+
+    def share(self, now: float) -> float:
+        """Return the share of the limit that is there."""
+        return next((share for since, share in reversed(self.changes) if now >= since), 1.0)
 
 
 class ApiLimiter:
     """
-    The limit of one key, as the sandbox has it or of the other kind, and a count of its 429s.
+    Counts the requests of one key, and its 429s.
 
-    :param limit: Requests that are allowed in any second; None for no limit.
-    :param block: The kind of block.
+    :param limit: The limit.
     """
 
-    def __init__(self, limit: int | None, block: Block) -> None:
+    def __init__(self, limit: Limit) -> None:
         self.throttled = 0
-        self._limit: RateLimit | None = None
-        if limit is not None and block is Block.UNTIL_IDLE:
-            self._limit = RateLimit(limit, WINDOW, IDLE_SECONDS)
-        elif limit is not None:
-            self._limit = _PenaltyRateLimit(limit, WINDOW, PENALTY_SECONDS)
+        self._limit = limit
+        self._recent: deque[float] = deque()
+        self._blocked_until = -math.inf
+        self._burst = float(2 * limit.requests if limit.window <= 1 else limit.requests)
+        self._tokens, self._filled_at = self._burst, 0.0
+        self._window_ends_at, self._in_window = 0.0, 0
 
     def allows(self, now: float) -> bool:
         """
@@ -54,7 +76,45 @@ class ApiLimiter:
 
         :param now: When it is made, in seconds.
         """
-        if self._limit is None or self._limit.allows(now):
-            return True
-        self.throttled += 1
-        return False
+        shape = self._limit.shape
+        if self._blocked_until > now or self.allowed_at(now) > now:
+            self.throttled += 1
+            if shape is Shape.PROLONGING:
+                self._blocked_until = max(self._blocked_until, now) + PENALTY_SECONDS
+            elif shape is Shape.UNTIL_IDLE or (shape is Shape.ADDITIVE and self._blocked_until <= now):
+                self._blocked_until = now + _BLOCK_SECONDS[shape]
+            if self._blocked_until > now:
+                self._recent.clear()
+            return False
+        self._count(now)
+        return True
+
+    def allowed_at(self, now: float) -> float:
+        """Return when the next request is served, now or later."""
+        limit = self._limit
+        window = limit.window / limit.share(now)
+        if limit.shape is Shape.BUCKET:
+            self._tokens = min(self._tokens + (now - self._filled_at) * limit.requests / window, self._burst)
+            self._filled_at = now
+            # The sum of many small shares is not exact.
+            return now + max(1 - 1e-9 - self._tokens, 0.0) * window / limit.requests
+        if limit.shape is Shape.FIXED_WINDOW:
+            if now >= self._window_ends_at:
+                self._window_ends_at, self._in_window = (now // window + 1) * window, 0
+            return max(now, self._window_ends_at) if self._in_window >= limit.requests else now
+        while self._recent and self._recent[0] + window <= now:
+            self._recent.popleft()
+        at = self._recent[0] + window if len(self._recent) >= limit.requests else now
+        return max(at, self._blocked_until)
+
+    def interval(self, now: float) -> float:
+        """Return the seconds between two requests that are sent evenly, at the limit."""
+        return self._limit.window / self._limit.share(now) / self._limit.requests
+
+    def _count(self, now: float) -> None:
+        if self._limit.shape is Shape.BUCKET:
+            self._tokens -= 1
+        elif self._limit.shape is Shape.FIXED_WINDOW:
+            self._in_window += 1
+        else:
+            self._recent.append(now)

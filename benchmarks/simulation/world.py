@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
-from benchmarks.simulation.api_limiter import Block
+from benchmarks.simulation.api_limiter import Limit
 
 #: Seconds between two polls of a job.
 POLL_INTERVAL = 10.0
@@ -18,13 +19,25 @@ ROUND_TRIP = (0.05, 0.3)
 #: Seconds that a task process takes to start, least and most.
 TASK_START = (2.0, 4.0)
 
+#: How many task processes a machine runs at a time.
+TASK_SLOTS = 8
+
 #: Seconds before Airflow's next try of a task, and how many retries a task has.
 RETRY_DELAY = 300.0
 RETRIES = 3
 
-#: The targets. Seconds from the end of the last job to its response, number of 429s, and seconds from the end of a job
-#: to its response, 95th percentile.
-LAST_DELAY_TARGET, THROTTLED_TARGET, P95_TARGET = 10.0, 10, 30.0
+#: Seconds after which a simulation ends, whatever is left.
+HORIZON = 14_400.0
+
+
+class Sharing(Enum):
+    """Which processes share a rate limiter."""
+
+    ORACLE = "an oracle that knows the limit, and sends as soon as it allows that"
+    EVEN_ORACLE = "an oracle that knows the limit, and sends evenly"
+    NOTHING = "the workers of a machine; each triggerer has its own"
+    MACHINE = "all processes of a machine"
+    ALL = "all processes"
 
 
 @dataclass(frozen=True)
@@ -32,54 +45,39 @@ class World:
     """
     What is simulated.
 
-    :param limit: Requests that the API allows in any second; None for no limit.
-    :param block: How long the API blocks a key that exceeds it.
-    :param triggerers: Among how many processes, which do not see each other, the polling of the jobs is split.
-    :param jobs: How many jobs there are.
+    :param limit: The limit of the key.
+    :param sharing: Which processes share a rate limiter.
+    :param songs: How many songs are made.
+    :param mapped: Whether each song is submitted by a task process of its own, and polled by a trigger of its own; else
+        one process submits all of them, and one trigger polls them from then on.
+    :param machines: How many machines there are.
+    :param triggerers: How many triggerers there are, evenly on the machines.
     :param seed: The seed of all random times.
-    :param task_slots: How many task processes run at a time, of which each submits one job. 0 where all jobs are
-        submitted at the start.
-    :param separate_tasks: Whether each task process has a rate limiter of its own, instead of one for the machine.
     """
 
-    limit: int | None
-    block: Block = Block.UNTIL_IDLE
+    limit: Limit
+    sharing: Sharing = Sharing.ALL
+    songs: int = 60
+    mapped: bool = True
+    machines: int = 1
     triggerers: int = 1
-    jobs: int = 500
     seed: int = 0
-    task_slots: int = 0
-    separate_tasks: bool = False
 
 
 @dataclass(frozen=True)
 class Result:
     """
-    What is measured. All times are seconds, and infinite where a job's completion was never seen.
+    What is measured.
 
-    :param last_delay: From the end of the last job to the response that shows the last completion.
+    :param seconds: From the start until the completion of each song was seen; infinite where that was never so.
     :param throttled: How many 429s there were.
-    :param polls: How many polls there were, the throttled ones included.
-    :param p50: From the end of a job to the response that shows it, median.
-    :param p95: The same, 95th percentile.
-    :param duration: From the start until the completion of every job was seen, or its task had failed.
-    :param failed: How many tasks failed in all their tries.
+    :param polls: How many polls there were for each song.
+    :param submitted: From the start until the last song was submitted.
+    :param decisions: How many decisions the rate limiters made for each request.
     """
 
-    last_delay: float
+    seconds: float
     throttled: int
-    polls: int
-    p50: float
-    p95: float
-    duration: float
-    failed: int
-
-    @property
-    def missed(self) -> set[str]:
-        """The names of the targets that are missed: ``last``, ``429s`` and ``p95``."""
-        met = {
-            # A poll interval and a round trip lie between two polls of the last job, so this is what "10 s" can be.
-            "last": self.last_delay <= LAST_DELAY_TARGET + ROUND_TRIP[1],
-            "429s": self.throttled <= THROTTLED_TARGET,
-            "p95": self.p95 <= P95_TARGET,
-        }
-        return {name for name, is_met in met.items() if not is_met}
+    polls: float
+    submitted: float
+    decisions: float

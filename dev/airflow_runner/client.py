@@ -43,6 +43,19 @@ with create_session() as session:
 print(json.dumps(links))
 """
 
+# What the button of Airflow 2's UI does.
+_CLEAR_OF_2 = """
+import sys
+from airflow.models.dagbag import DagBag
+from airflow.models.taskinstance import TaskInstance, clear_task_instances
+from airflow.utils.session import create_session
+dag_id, run_id, *task_ids = sys.argv[1:]
+dag = DagBag(read_dags_from_db=True).get_dag(dag_id)
+with create_session() as session:
+    instances = session.query(TaskInstance).filter_by(dag_id=dag_id, run_id=run_id)
+    clear_task_instances(instances.filter(TaskInstance.task_id.in_(task_ids)).all(), session, dag=dag)
+"""
+
 
 @dataclass(frozen=True)
 class TaskInstance:
@@ -137,9 +150,30 @@ class AirflowClient:
         return run_id
 
     def clear(self, dag_id: str, run_id: str, *task_ids: str) -> None:
-        """Clear tasks of a run, as a user does to run them again. Airflow 3 only."""
+        """Clear tasks of a run, as a user does to run them again."""
+        if self.is_2:
+            run_python("python", ["-c", _CLEAR_OF_2, dag_id, run_id, *task_ids], self.env)
+            return
         body = {"dry_run": False, "only_failed": False, "dag_run_id": run_id, "task_ids": task_ids}
         self._request("POST", f"/dags/{dag_id}/clearTaskInstances", json=body)
+
+    def backfill(self, dag_id: str, since: datetime, until: datetime) -> None:
+        """
+        Unpause a DAG and start a backfill of it. Airflow 3 only.
+
+        :param dag_id: The DAG.
+        :param since: The first date.
+        :param until: The last date.
+        """
+        self.unpause(dag_id)
+        body = {"dag_id": dag_id, "from_date": since.isoformat(), "to_date": until.isoformat(), "max_active_runs": 10}
+        for _ in range(MAX_BUSY_TRIES):
+            # What Airflow responds where another process writes to SQLite; it has made nothing then.
+            if (response := self._send("POST", "/backfills", json=body)).status_code != 503:
+                break
+            time.sleep(CHECK_SECONDS)
+        if not response.ok:
+            raise LocalAirflowError(f"The response to a backfill was {response.status_code}: {response.text[:500]}")
 
     def has_dag(self, dag_id: str) -> bool:
         """
@@ -261,10 +295,10 @@ class AirflowClient:
 
     def _request(self, method: str, path: str, **options: Any) -> Any:
         response = self._send(method, path, **options)
-        # A POST may have been carried out in spite of its 500.
-        tries_left = 0 if method == "POST" else MAX_BUSY_TRIES - 1
-        while tries_left and response.status_code == 500:
-            tries_left -= 1
+        for _ in range(MAX_BUSY_TRIES - 1):
+            # A POST may have been carried out in spite of a 500, unless the database has rolled it back.
+            if response.status_code != 500 or (method == "POST" and "Database error" not in response.text):
+                break
             time.sleep(CHECK_SECONDS)
             response = self._send(method, path, **options)
         if not response.ok:

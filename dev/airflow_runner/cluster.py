@@ -19,7 +19,7 @@ from dev.airflow_runner.services import HOW_TO_GET_THEM, Services
 
 WORKERS = ("worker-1", "worker-2")
 TRIGGERERS = ("triggerer-1", "triggerer-2")
-CONCURRENCY = 4
+CONCURRENCY = 6
 
 SETTINGS = {
     "CORE__EXECUTOR": "CeleryExecutor",

@@ -216,7 +216,8 @@ class LocalAirflow(AirflowClient):
             "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
             "CORE__EXECUTION_API_SERVER_URL": f"{self.ui_url}/execution/",
             "CORE__FERNET_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
-            "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home / 'airflow.db'}",
+            # SQLite allows one writer: each process waits for the others, longer than the five seconds of the default.
+            "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home / 'airflow.db'}?timeout=60",
             "LOGGING__BASE_LOG_FOLDER": str(self.home / "logs"),
             "LOGGING__COLORED_CONSOLE_LOG": "False",
             "API__HOST": "127.0.0.1",
@@ -232,6 +233,9 @@ class LocalAirflow(AirflowClient):
             "USAGE_DATA_COLLECTION__ENABLED": "False",
         }
         if self.is_2:
-            # SQLite allows one writer: one DAG file is parsed at a time.
-            settings |= {"SCHEDULER__DAG_DIR_LIST_INTERVAL": "10", "SCHEDULER__PARSING_PROCESSES": "1"}
+            # One DAG file is parsed at a time, as each parser writes to the database.
+            settings |= {
+                "SCHEDULER__DAG_DIR_LIST_INTERVAL": "10",
+                "SCHEDULER__PARSING_PROCESSES": "1",
+            }
         return settings

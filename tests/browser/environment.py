@@ -14,6 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import requests
+
 from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions
 from dev.airflow_runner.local import LocalAirflow
 
@@ -25,6 +27,8 @@ ROOT = HERE.parents[1]
 #: Roles by user. The admin may see everything, the viewer all but the secret DAG, the guest also no XComs.
 USERS = {"admin": "admin", "viewer": "viewer", "guest": "viewer"}
 RUN_TIMEOUT = 150.0
+#: What a song costs.
+PRICE = "0.08 USD"
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,17 @@ class Environment:
             context.add_cookies([{"name": "_token", "value": token, "url": self.airflow.ui_url}])
         return context
 
+    def make_song(self, directives: str = "") -> dict[str, Any]:
+        """Return the result of a job that the sandbox has made at once."""
+        key = json.loads(self.sandbox.connection)["password"]
+        with requests.Session() as session:
+            session.trust_env = False
+            session.headers["Authorization"] = f"Bearer {key}"
+            prompt = f"one more song [sandbox:seconds=0]{directives}"
+            url = self.sandbox.base_url
+            job_id = session.post(f"{url}/generate", json={"prompt": prompt}, timeout=10).json()["job_id"]
+            return dict(session.get(f"{url}/jobs/{job_id}", timeout=10).json()["result"])
+
     def run_tab_url(self, dag_id: str, run_id: str) -> str:
         """Return the URL of a run's tab in Airflow's UI."""
         return f"{self.airflow.ui_url}/dags/{dag_id}/runs/{quote(run_id, safe='')}/plugin/whisul-tracks"
@@ -75,6 +90,12 @@ class Environment:
         """Return the URL of the page that a tab holds in its frame."""
         task = "" if task_id is None else f"&task={task_id}&map={'' if map_index is None else map_index}"
         return f"{self.airflow.ui_url}/whisul-tracks/?dag={dag_id}{task}&run={quote(run_id, safe='')}"
+
+
+def with_price(connection: str) -> str:
+    """Return an Airflow connection in which a song has a price."""
+    fields = json.loads(connection)
+    return json.dumps({**fields, "extra": {**(fields.get("extra") or {}), "price_per_song": PRICE}})
 
 
 def find_chromium() -> str:
@@ -94,7 +115,8 @@ def start_environment() -> Iterator[Environment]:
         password_file.write_text(json.dumps(passwords))
         with Sandbox(SandboxOptions(api_key=secrets.token_hex(16), job_seconds=(2.0, 8.0))) as sandbox:
             env = {
-                "AIRFLOW_CONN_WHISUL_DEFAULT": sandbox.connection,
+                "AIRFLOW_CONN_WHISUL_DEFAULT": with_price(sandbox.connection),
+                "WHISUL_TEST_STORE": Path(folder, "store").as_uri(),
                 "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",
                 "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{name}:{role}" for name, role in USERS.items()),
                 "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(password_file),

@@ -47,7 +47,7 @@ def test_users_who_may_not_read_xcoms_see_no_songs(env: Environment, runs: Runs)
 def test_a_viewer_sees_the_songs_of_other_dags(env: Environment, runs: Runs) -> None:
     with env.open_window("viewer") as context, context.new_page() as page:
         songs = open_tab(page, env.run_tab_url("tracks", runs.all_kinds))
-        expect(songs.get_by_role("status").first).to_have_text("14 songs, 3 failed")
+        expect(songs.get_by_role("status").first).to_have_text("17 songs: 14 done, 3 failed")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_songs_are_removed_when_the_viewer_loses_access(
     env: Environment, runs: Runs, page: Page, status: int, words: str
 ) -> None:
     page.goto(env.page_url("tracks", runs.all_kinds))
-    expect(page.get_by_role("status").first).to_have_text("14 songs, 3 failed")
+    expect(page.get_by_role("status").first).to_have_text("17 songs: 14 done, 3 failed")
     page.route("**/xcomEntries?*", lambda route: route.fulfill(status=status, body="{}"))
     # As when the viewer returns to the tab: the page refreshes.
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
@@ -77,7 +77,7 @@ def test_the_token_that_the_ui_of_airflow_3_1_0_stores_is_used(env: Environment,
     with env.open_window(None) as context, context.new_page() as page:
         page.add_init_script(f"localStorage.setItem('token', '{token}')")
         page.goto(env.page_url("tracks", runs.all_kinds))
-        expect(page.get_by_role("status").first).to_have_text("14 songs, 3 failed")
+        expect(page.get_by_role("status").first).to_have_text("17 songs: 14 done, 3 failed")
         expect(page.get_by_role("listitem").first.get_by_role("heading")).to_be_visible()
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.browser.environment import Environment, Runs
-from tests.browser.pages import change_run, shorten_pauses
+from tests.browser.pages import change_run, change_songs, shorten_pauses
 
 # The first test waits for Airflow and all runs.
 pytestmark = pytest.mark.timeout(600)
@@ -19,7 +20,7 @@ def test_the_page_says_that_airflow_fails_and_retries(env: Environment, runs: Ru
     page.goto(env.page_url("tracks", runs.all_kinds))
     expect(page.get_by_role("alert")).to_have_text("Airflow responded with status 503. Trying again.")
     page.unroute("**/xcomEntries?*")
-    expect(page.get_by_role("status").first).to_have_text("14 songs, 3 failed")
+    expect(page.get_by_role("status").first).to_have_text("17 songs: 14 done, 3 failed")
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
@@ -38,7 +39,7 @@ def test_a_cleared_run_is_refreshed_until_it_ends_again(env: Environment, runs: 
     shorten_pauses(page)
     page.goto(env.page_url("tracks", runs.all_kinds))
     count = page.get_by_role("status").first
-    expect(count).to_have_text("14 songs, 3 failed")
+    expect(count).to_have_text("17 songs: 14 done, 3 failed")
     # After the end the page requests the state of the run, but not its songs.
     while page.evaluate("pauses.length") < 3:
         page.wait_for_timeout(100)
@@ -46,18 +47,18 @@ def test_a_cleared_run_is_refreshed_until_it_ends_again(env: Environment, runs: 
     assert len(listed) == 1
 
     change_run(page, state="running", end_date=None)
-    expect(count).to_have_text("14 songs, 3 failed so far")
+    expect(count).to_have_text("17 songs so far: 14 done, 3 failed")
     while page.evaluate("pauses.at(-1)") >= 60_000:
         page.wait_for_timeout(100)
     change_run(page, state="success", end_date="2031-01-01T00:00:00Z")
-    expect(count).to_have_text("14 songs, 3 failed")
+    expect(count).to_have_text("17 songs: 14 done, 3 failed")
 
 
 def test_a_run_that_was_cleared_and_has_ended_again_is_listed_again(env: Environment, runs: Runs, page: Page) -> None:
     shorten_pauses(page)
     page.goto(env.page_url("tracks", runs.all_kinds))
     count = page.get_by_role("status").first
-    expect(count).to_have_text("14 songs, 3 failed")
+    expect(count).to_have_text("17 songs: 14 done, 3 failed")
     page.route("**/xcomEntries?*", lambda route: route.fulfill(json={"xcom_entries": [], "total_entries": 0}))
     change_run(page, end_date="2031-01-01T00:00:00Z")
     expect(count).to_have_text("This run has made no songs.")
@@ -101,3 +102,65 @@ def test_cards_that_failed_to_load_are_filled_when_airflow_works_again(
     expect(first.get_by_text("This song could not be loaded.")).to_be_visible()
     page.unroute("**/xcomEntries/*")
     expect(first.locator("audio")).to_be_visible()
+
+
+def write_again(page: Page, **fields: Any) -> None:
+    """Make Airflow respond as if all XComs had been written again, with these fields changed in all songs."""
+
+    def list_again(route: Route) -> None:
+        listed = route.fetch().json()
+        entries = [{**entry, "timestamp": "2031-01-01T00:00:00Z"} for entry in listed["xcom_entries"]]
+        route.fulfill(json={**listed, "xcom_entries": entries})
+
+    change_songs(page, **fields)
+    page.route("**/xcomEntries?*", list_again)
+
+
+def play_first_song(env: Environment, runs: Runs, page: Page) -> Locator:
+    """Open a run that is running, start its first song, and return the song's card."""
+    shorten_pauses(page)
+    change_run(page, state="running", end_date=None)
+    page.goto(env.page_url("tracks", runs.all_kinds))
+    first = page.get_by_role("listitem").first
+    player = first.locator("audio")
+    player.focus()
+    page.keyboard.press("Space")
+    expect(player).not_to_have_js_property("currentTime", 0)
+    player.evaluate("audio => { window.playing = audio; }")
+    return first
+
+
+# The same address, and another one of the same song, such as one that was signed again.
+@pytest.mark.parametrize("ending", [None, "?signed=again"])
+def test_a_song_goes_on_playing_when_its_xcom_is_written_again(
+    env: Environment, runs: Runs, page: Page, ending: str | None
+) -> None:
+    first = play_first_song(env, runs, page)
+    changed = {} if ending is None else {"song_url": env.make_song()["song_url"] + ending}
+    write_again(page, title="another title", **changed)
+    expect(first.get_by_role("heading")).to_have_text("another title")
+    assert page.evaluate("playing.isConnected && !playing.paused")
+    assert first.locator("audio").evaluate("audio => audio === playing")
+    link = first.get_by_role("link", name="Open another title")
+    expect(link).to_be_visible()
+    if ending is not None:
+        expect(link).to_have_attribute("href", changed["song_url"])
+
+
+def test_a_song_whose_address_expires_while_it_plays_can_be_played_from_its_new_one(
+    env: Environment, runs: Runs, page: Page
+) -> None:
+    first = play_first_song(env, runs, page)
+    url = env.make_song()["song_url"]
+    write_again(page, title="another title", song_url=url)
+    expect(first.get_by_role("heading")).to_have_text("another title")
+    page.evaluate("playing.dispatchEvent(new Event('error'))")
+    expect(first.locator("audio")).to_have_attribute("src", url)
+    assert first.get_by_text("The song cannot be played.").count() == 0
+
+
+def test_the_player_of_another_job_replaces_one_that_plays(env: Environment, runs: Runs, page: Page) -> None:
+    first = play_first_song(env, runs, page)
+    write_again(page, title="another title", job_id="another-job", song_url=env.make_song()["song_url"])
+    expect(first.get_by_role("heading")).to_have_text("another title")
+    assert first.locator("audio").evaluate("audio => audio !== playing")

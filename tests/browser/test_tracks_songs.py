@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.environment import Environment, Runs
-from tests.browser.pages import card, frame_of, open_tab
+from tests.browser.pages import card, change_songs, frame_of, open_tab, shorten_pauses
 
 # The first test waits for Airflow and all runs.
 pytestmark = pytest.mark.timeout(600)
@@ -21,18 +21,51 @@ def test_the_tab_shows_songs_while_the_run_is_running(
     env: Environment, page: Page, started_runs: dict[str, str]
 ) -> None:
     """The second song of this run takes half a minute."""
+    # Else a slow machine ends the first song between two refreshes.
+    shorten_pauses(page)
     run_id = env.airflow.trigger("tracks_late")
-    count = open_tab(page, env.run_tab_url("tracks_late", run_id)).get_by_role("status").first
-    expect(count).to_have_text("No songs yet. They appear here when they are completed.")
-    expect(count).to_have_text("1 song so far", timeout=60_000)
+    songs = open_tab(page, env.run_tab_url("tracks_late", run_id))
+    count = songs.get_by_role("status").first
+    expect(count).to_have_text("2 songs so far: 2 pending", timeout=60_000)
+    pending = songs.get_by_role("listitem").filter(has_text="a late one")
+    expect(pending.get_by_text("Being made")).to_be_visible()
+    expect(pending.get_by_text("Since")).to_be_visible()
+    expect(count).to_have_text("2 songs so far: 1 done, 1 pending", timeout=60_000)
+    expect(pending.get_by_text("Being made")).to_be_visible()
     expect(count).to_have_text("2 songs", timeout=90_000)
+    expect(pending.locator("audio")).to_be_visible()
+
+
+def test_the_tab_of_a_batch_says_that_it_shows_finished_songs_in_steps(
+    env: Environment, runs: Runs, page: Page
+) -> None:
+    """As in the middle of a batch of 100: the page is told that its task runs, and makes more songs."""
+
+    def in_the_middle(route: Route) -> None:
+        listed = route.fetch().json()
+        entries = [entry for entry in listed["xcom_entries"] if not entry["key"].startswith("whisul_expected_")]
+        pending = {**entries[0], "key": "whisul_expected_100", "timestamp": "2031-01-01T00:00:00Z"}
+        route.fulfill(json={**listed, "xcom_entries": [*entries, pending], "total_entries": len(entries) + 1})
+
+    card_json = {"status": "pending", "prompt": "a song of the batch", "job_id": "some-job", "since": None}
+    page.route("**/xcomEntries?*", in_the_middle)
+    page.route("**/xcomEntries/whisul_expected_100*", lambda route: route.fulfill(json={"value": [card_json]}))
+    task = "**/taskInstances/batch"
+    page.route(task, lambda route: route.fulfill(json={**route.fetch().json(), "state": "deferred"}))
+    page.goto(env.page_url("tracks", runs.all_kinds, "batch"))
+    expect(page.get_by_role("status").first).to_have_text(
+        "100 songs so far: 10 done, 2 failed, 88 pending. A batch shows its finished songs in steps, minutes apart."
+    )
+    pending = page.get_by_role("listitem").filter(has_text="a song of the batch")
+    # It may be finished already: the task has not been told yet.
+    expect(pending.get_by_text("Pending", exact=True)).to_be_visible()
 
 
 def test_the_tab_of_a_run_shows_the_songs_of_all_its_tasks(env: Environment, runs: Runs, page: Page) -> None:
     page.goto(env.run_tab_url("tracks", runs.all_kinds).rpartition("/plugin/")[0])
     page.get_by_role("link", name="Tracks", exact=True).click()
     songs = page.frame_locator("iframe[title=Tracks]")
-    expect(songs.get_by_role("status").first).to_have_text("14 songs, 3 failed")
+    expect(songs.get_by_role("status").first).to_have_text("17 songs: 14 done, 3 failed")
     for task, cards in {"batch": 12, "single": 1, "song": 4}.items():
         expect(songs.get_by_role("heading", name=task, exact=True)).to_be_attached()
         expect(songs.get_by_role("list", name=f"Songs of {task}").locator("> li")).to_have_count(cards)
@@ -57,12 +90,32 @@ def test_the_tab_of_a_task_shows_only_its_songs(env: Environment, runs: Runs, pa
     expect(mapped.get_by_role("status").first).to_have_text("1 song")
     expect(mapped.get_by_text("dark trap with a choir, 140 bpm")).to_be_visible()
     failed = open_tab(page, env.task_tab_url("tracks", runs.all_kinds, "song", 3))
-    expect(failed.get_by_role("status").first).to_have_text("0 songs, 1 failed")
+    expect(failed.get_by_role("status").first).to_have_text("1 song: 1 failed")
     expect(failed.get_by_text("failed: Generation failed due to an internal error")).to_be_visible()
+    # The sensor knows the prompt from the poll of the job.
+    expect(failed.get_by_role("listitem").get_by_role("heading")).to_have_text("a doomed one [sandbox:fail]")
     single = open_tab(page, env.task_tab_url("tracks", runs.all_kinds, "single"))
     expect(single.get_by_text("a tango for one")).to_be_visible()
     submitted = open_tab(page, env.task_tab_url("tracks", runs.all_kinds, "submit", 0))
     expect(submitted.get_by_role("status").first).to_contain_text("the task that waits for them shows their songs")
+
+
+def test_the_tab_of_a_transfer_shows_what_was_stored_and_the_tab_of_the_run_shows_no_song_twice(
+    env: Environment, runs: Runs, page: Page
+) -> None:
+    songs = open_tab(page, env.task_tab_url("tracks", runs.all_kinds, "store"))
+    expect(songs.get_by_role("status").first).to_have_text("1 song")
+    stored = env.airflow.xcom("tracks", runs.all_kinds, "store")["songs"][0]
+    expect(songs.get_by_text(f"Stored as {stored['audio']['name']}")).to_be_visible()
+    run = open_tab(page, env.run_tab_url("tracks", runs.all_kinds))
+    expect(run.get_by_role("status").first).to_have_text("17 songs: 14 done, 3 failed")
+
+
+def test_a_length_below_zero_is_not_shown(env: Environment, runs: Runs, page: Page) -> None:
+    change_songs(page, bpm=-1, duration_seconds=-65)
+    page.goto(env.page_url("tracks", runs.all_kinds, "single"))
+    expect(page.get_by_role("listitem").get_by_role("heading")).to_be_visible()
+    assert page.locator(".facts").all_inner_texts() == [""]
 
 
 def test_mapped_tasks_are_labelled_by_their_prompts_and_have_a_song_link(env: Environment, runs: Runs) -> None:

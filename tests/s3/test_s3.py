@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,6 +24,7 @@ from airflow_provider_whisul.storage.songs import song_name
 from airflow_provider_whisul.transfers.whisul_to_object_storage import WhisulToObjectStorageOperator
 from tests.support.airflow import TaskContext
 from tests.support.clock import FakeClock
+from tests.support.s3 import list_objects, list_uploads
 from tests.support.servers import fetched, outcome_of
 
 DESTINATION = "s3://songs_store@songs/night"
@@ -34,38 +35,6 @@ MAX_GROWTH_KB = 120_000
 MakeSongs = Callable[..., list[dict[str, Any]]]
 Transfer = Callable[..., Any]
 StartTransfer = Callable[..., "subprocess.Popen[str]"]
-
-# boto3 and moto are imported by the fixtures: in the other environments this module is collected, and not run.
-
-
-@pytest.fixture(scope="session")
-def endpoint() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def s3(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A client of S3, with an empty bucket."""
-    import boto3
-
-    extra = {"endpoint_url": endpoint, "region_name": "us-east-1"}
-    connection = {"conn_type": "aws", "login": "testing", "password": "testing", "extra": extra}
-    monkeypatch.setenv("AIRFLOW_CONN_SONGS_STORE", json.dumps(connection))
-    credentials = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
-    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **credentials)
-    client.create_bucket(Bucket="songs")
-    yield client
-    for key in list_objects(client):
-        client.delete_object(Bucket="songs", Key=key)
-    for upload in list_uploads(client):
-        client.abort_multipart_upload(Bucket="songs", Key=upload["Key"], UploadId=upload["UploadId"])
-    client.delete_bucket(Bucket="songs")
 
 
 @pytest.fixture
@@ -80,14 +49,6 @@ def transfer(s3: Any, clock: FakeClock) -> Transfer:
         return (context or TaskContext()).run(operator)
 
     return transfer
-
-
-def list_objects(s3: Any) -> dict[str, int]:
-    return {entry["Key"]: entry["Size"] for entry in s3.list_objects_v2(Bucket="songs").get("Contents", ())}
-
-
-def list_uploads(s3: Any) -> list[Any]:
-    return list(s3.list_multipart_uploads(Bucket="songs").get("Uploads", ()))
 
 
 def read(s3: Any, name: str) -> Any:

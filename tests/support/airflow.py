@@ -8,6 +8,7 @@ than the task that defers to it, and workers that are killed.
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 from dataclasses import dataclass
 from datetime import timedelta
@@ -67,7 +68,19 @@ class TaskContext(dict[str, Any]):
 
 
 class TaskStore(dict[str, Any]):
-    """Airflow's task state store, which outlives the tries of a task."""
+    """
+    Airflow's task state store, which outlives the tries of a task.
+
+    :param forgets_on_clear: Whether a user who clears the task empties it, as from Airflow 3.4 on.
+    :param values: What is in it.
+    """
+
+    def __init__(self, *, forgets_on_clear: bool = False, **values: Any) -> None:
+        super().__init__(values)
+        self.forgets_on_clear = forgets_on_clear
+
+    def location(self, key: str) -> str:
+        return f"the key {key} in the test's store"
 
     def set(self, key: str, value: Any) -> None:
         self[key] = through_json(value)
@@ -81,26 +94,36 @@ class AirflowTask:
     One task in Airflow: its tries, and the task state store that outlives them.
 
     :param retries: The task's retries.
-    :param store: The store; None before Airflow 3.3, where nothing outlives a try.
+    :param store: The store; None where Airflow has none.
     """
+
+    #: Each task is of a run of its own, so that none finds the record of another.
+    _runs = itertools.count(1)
 
     def __init__(self, retries: int = 2, store: TaskStore | None = None) -> None:
         self.retries = retries
         self.store = store
         self.tries = 0
         self.max_tries = retries
+        self.run_id = f"run-{next(self._runs)}"
 
     def start_try(self, context: C) -> C:
         """Turn a context into that of the next try, and return it."""
         self.tries += 1
+        return self.same_try(context)
+
+    def same_try(self, context: C) -> C:
+        """Turn a context into another one of this try, and return it."""
         if self.store is not None:
             context["task_state_store"] = self.store
-        context.try_number, context.max_tries = self.tries, self.max_tries
+        context.try_number, context.max_tries, context.run_id = self.tries, self.max_tries, self.run_id
         return context
 
     def clear(self) -> None:
         """Do what Airflow does when a user clears the task: it grants all retries anew."""
         self.max_tries = self.tries + self.retries
+        if self.store is not None and self.store.forgets_on_clear:
+            self.store.clear()
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,22 @@ NOON = 1_771_329_600.0
 
 @dataclass
 class FakeClock:
-    """Time that passes only by sleeping, and jitter that the test sets."""
+    """
+    Time that passes only by sleeping, and jitter that the test sets.
+
+    ``wall_ahead`` is how far somebody has set the wall clock ahead of the machine's monotonic one.
+    """
 
     now: float = NOON
     jitter: float = 0.0
+    wall_ahead: float = 0.0
     slept: list[float] = field(default_factory=list)
     on_sleep: Callable[[float], None] = lambda seconds: None
 
     def time(self) -> float:
+        return self.now + self.wall_ahead
+
+    def monotonic(self) -> float:
         return self.now
 
     def sleep(self, seconds: float) -> None:
@@ -36,7 +44,7 @@ class FakeClock:
 
     @property
     def clock(self) -> Clock:
-        return Clock(time=self.time, sleep=self.sleep, random=lambda: self.jitter)
+        return Clock(time=self.time, monotonic=self.monotonic, sleep=self.sleep, random=lambda: self.jitter)
 
 
 class _Selector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
@@ -89,6 +97,22 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.virtual.threads -= 1
 
 
+class LoopTime(FakeClock):
+    """The time of a virtual loop, which code outside of the loop lets pass too."""
+
+    def __init__(self, loop: VirtualLoop, on_sleep: Callable[[float], None]) -> None:
+        self._loop = loop
+        super().__init__(on_sleep=on_sleep)
+
+    @property
+    def now(self) -> float:  # type: ignore[override]
+        return NOON + self._loop.virtual.elapsed
+
+    @now.setter
+    def now(self, now: float) -> None:
+        self._loop.virtual.elapsed = now - NOON
+
+
 def thread_clock(loop: VirtualLoop, jitter: float = 0.0) -> Clock:
     """Return a clock on the loop's time for synchronous code that runs in one of its threads."""
 
@@ -101,7 +125,7 @@ def thread_clock(loop: VirtualLoop, jitter: float = 0.0) -> Clock:
     def sleep(seconds: float) -> None:
         asyncio.run_coroutine_threadsafe(async_sleep(seconds), loop).result()
 
-    return Clock(time=loop.wall, sleep=sleep, random=lambda: jitter)
+    return Clock(time=loop.wall, monotonic=loop.time, sleep=sleep, random=lambda: jitter)
 
 
 def run_virtually(main: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
@@ -114,4 +138,4 @@ def run_virtually(main: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
 
 def loop_clock(loop: VirtualLoop, jitter: float = 0.0) -> Clock:
     """Return a clock on the loop's time for coroutines in it."""
-    return Clock(time=loop.wall, random=lambda: jitter)
+    return Clock(time=loop.wall, monotonic=loop.time, random=lambda: jitter)

@@ -9,6 +9,9 @@ TESTS = Path(__file__).resolve().parents[1]
 #: The folders of the suites that have a marker of their name.
 SUITES = ("browser", "cluster", "e2e", "s3")
 
+#: The folder of the crashes, which take minutes on each Airflow.
+CRASHES = "e2e/crash"
+
 #: What does not touch Airflow, and runs once per Python. Everything else is marked ``airflow`` and runs on every
 #: supported Airflow.
 WITHOUT_AIRFLOW = (
@@ -33,7 +36,9 @@ def markers_of(test: Path) -> list[str]:
     """
     places = {str(place) for place in (test.relative_to(TESTS), *test.relative_to(TESTS).parents)}
     suites = [name for name in SUITES if name in places]
-    # The suites beside e2e need more than an Airflow, and run only where that is installed.
-    if suites in ([], ["e2e"]) and places.isdisjoint(WITHOUT_AIRFLOW):
+    if CRASHES in places:
+        suites.append("crash")
+    # The suites beside these need more than an Airflow, and run only where that is installed.
+    if suites in ([], ["e2e"], ["e2e", "crash"]) and places.isdisjoint(WITHOUT_AIRFLOW):
         return [*suites, "airflow"]
     return suites

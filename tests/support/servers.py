@@ -6,6 +6,8 @@ import json
 import socket
 import subprocess
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -75,3 +77,67 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
         while data := source.recv(1 << 16):
             target.sendall(data)
         target.shutdown(socket.SHUT_WR)
+
+
+class RawServer:
+    """
+    A server on loopback that answers each connection with what a test sends, byte by byte where it likes.
+
+    :param answer: Called in a thread of its own with the connection and the first bytes that came on it.
+    """
+
+    def __init__(self, answer: Callable[[socket.socket, bytes], None]) -> None:
+        self._answer = answer
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.requests: list[bytes] = []
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._serving: list[threading.Thread] = []
+
+    @property
+    def port(self) -> int:
+        return int(self._socket.getsockname()[1])
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api"
+
+    def __enter__(self) -> RawServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join()
+
+    def settle(self) -> None:
+        """Wait until the connections that have been answered are closed. A client must not use one of them again."""
+        for serving in list(self._serving):
+            serving.join(60)
+            self._serving.remove(serving)
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._socket.accept()
+                serving = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+                self._serving.append(serving)
+                serving.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.settimeout(5)
+            self.requests.append(connection.recv(1 << 16))
+            self._answer(connection, self.requests[-1])
+
+
+def drip(beginning: bytes, seconds: float = 8.0) -> Callable[[socket.socket, bytes], None]:
+    """Return an answer that goes on after its beginning with a byte every tenth of a second."""
+
+    def answer(connection: socket.socket, request: bytes) -> None:
+        connection.sendall(beginning)
+        for _ in range(int(seconds * 10)):
+            time.sleep(0.1)
+            connection.sendall(b"x")
+
+    return answer

@@ -16,14 +16,16 @@ ROOT = REPOSITORY / PACKAGE
 #: The folders and root modules of the package, the lowest layer first. A module imports from its own folder or from
 #: a lower layer, and never from another folder or root module of its own layer.
 LAYERS = (
-    {"text", "clock", "exceptions", "version_compat", "get_provider_info"},
+    {"command_line", "text", "clock", "exceptions", "version_compat", "get_provider_info"},
     {"api"},
     {"metrics"},
-    {"rate_limit"},
-    {"polling"},
+    {"rate_limit", "outage"},
+    {"polling", "limiter"},
     {"retry_policy"},
+    {"storage"},
     {"state"},
-    {"hooks", "storage", "links"},
+    {"ledger"},
+    {"hooks", "links"},
     {"triggers"},
     {"tracks"},
     {"operators"},

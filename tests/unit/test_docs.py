@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from airflow_provider_whisul.exceptions import WhisulError, all_errors
+from dev import troubleshooting
 from dev.failure_table import CASES, COSTS, PAGE, page
 
 
@@ -16,3 +17,11 @@ def test_the_table_of_failures_has_every_error() -> None:
 
 def test_every_error_has_its_cost() -> None:
     assert set(COSTS) == set(all_errors()) - {"WhisulError"}
+
+
+def test_the_table_of_errors_and_what_to_do_is_up_to_date() -> None:
+    assert troubleshooting.PAGE.read_text() == troubleshooting.page(), "Run make docs."
+
+
+def test_every_error_has_what_to_do_about_it() -> None:
+    assert set(troubleshooting.ACTIONS) == set(all_errors()) - {"WhisulError"}

@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 import textwrap
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,12 @@ README = REPOSITORY / "README.md"
 ARCHITECTURE = REPOSITORY / "docs" / "architecture.md"
 DOCUMENTS = [
     path
-    for path in (README, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+    for path in (
+        README,
+        REPOSITORY / "CONTRIBUTING.md",
+        REPOSITORY / "SECURITY.md",
+        *sorted((REPOSITORY / "docs").glob("*.md")),
+    )
     if path.exists()
 ]
 MAX_README_LINES = 120
@@ -33,7 +39,9 @@ _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _DOTTED_NAME = re.compile(rf"`({PACKAGE_NAME}(?:\.\w+)+)`")
 #: Such as `` `hooks/whisul.py`: `WhisulHook.generate` ``.
-_REFERENCE = re.compile(r"`([\w/]+)\.py`: `([\w.]+)`")
+_REFERENCE = re.compile(r"`(?!tests/)([\w/]+)\.py`:\s+`([\w.]+)`")
+#: Such as `` `tests/unit/test_text.py`: `test_quoted_text` ``.
+_TEST = re.compile(r"`(tests/[\w/]+\.py)`:\s+`(test_\w+)`")
 _TREE_LINE = re.compile(r"^  (\S+)  +\S.*$", re.MULTILINE)
 
 by_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -123,11 +131,41 @@ def test_the_tree_names_the_packages_folders_and_root_modules() -> None:
     assert sorted(_TREE_LINE.findall(tree)) == sorted(folders + modules)
 
 
-def test_the_way_of_a_prompt_and_the_rules_name_what_the_code_has() -> None:
-    references = _REFERENCE.findall(ARCHITECTURE.read_text())
-    assert len(references) > 60
-    for path, name in references:
+@by_document
+def test_references_to_code_name_what_the_code_has(document: Path) -> None:
+    for path, name in _REFERENCE.findall(document.read_text()):
         resolve(f"{PACKAGE_NAME}.{path.replace('/', '.')}", name)
+
+
+@by_document
+def test_references_to_tests_name_tests_that_there_are(document: Path) -> None:
+    for path, name in _TEST.findall(document.read_text()):
+        nodes = ast.walk(ast.parse((REPOSITORY / path).read_text()))
+        assert name in {node.name for node in nodes if isinstance(node, ast.FunctionDef)}, path
+
+
+def test_the_pages_with_references_have_them() -> None:
+    assert len(_REFERENCE.findall(ARCHITECTURE.read_text())) > 60
+    security = (REPOSITORY / "docs" / "security.md").read_text()
+    assert len(_REFERENCE.findall(security)) > 15
+    assert len(_TEST.findall(security)) > 25
+
+
+@by_document
+def test_every_backtick_has_its_counterpart(document: Path) -> None:
+    for line in re.split(r"\n(?=\||-|\n)", without_code(document.read_text())):
+        assert line.count("`") % 2 == 0, line
+
+
+def test_the_readme_of_a_package_has_no_link_to_a_file() -> None:
+    """On the page of a package index such a link leads nowhere."""
+    hook = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["hatch"]["metadata"]["hooks"]
+    text = README.read_text()
+    assert [target for target in _LINK.findall(without_code(text)) if "://" not in target]
+    for substitution in hook["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(substitution["pattern"], substitution["replacement"], text)
+    assert [target for target in _LINK.findall(without_code(text)) if "://" not in target] == []
+    assert "](https://docs.whisul.com)" in text
 
 
 def test_the_way_of_a_prompt_is_numbered_in_order() -> None:

@@ -20,18 +20,22 @@ from airflow_provider_whisul.exceptions import (
     WhisulRateLimitError,
     WhisulResponseError,
     WhisulServerError,
+    WhisulSongMissingError,
     WhisulTLSError,
     WhisulUnauthorizedError,
 )
+from airflow_provider_whisul.outage import Outage
 from airflow_provider_whisul.polling import (
     DEFAULT_POLL_INTERVAL,
     DEFAULT_TIMEOUT,
     MAX_CONSECUTIVE_POLL_FAILURES,
+    NOT_FOUND_GRACE,
+    SONG_URL_GRACE,
     JobPoller,
+    NotFoundGrace,
     _in_seconds,
     check_poll_interval,
     check_timeout,
-    within_not_found_grace,
 )
 
 RUNNING = WhisulJob("j-1", "running")
@@ -41,7 +45,7 @@ SONG: Song = {
     "title": "t",
     "bpm": 140,
     "duration_seconds": 167,
-    "song_url": None,
+    "song_url": "https://media.test/song.wav",
     "image_url": None,
     "tags": [],
     "started_at": None,
@@ -85,6 +89,9 @@ def poller_of(interval: float = 10, deadline: float = 3600) -> JobPoller:
         (0.5, 1000, 3600, 1012, 15),
         (0.0, 1000, 3600, 900, 10),
         (0.0, 1000, 1060, 1060, 60),
+        # Beyond the deadline the last poll is at the deadline; a clock far ahead delays by no more than a Retry-After.
+        (0.0, 1000, 1060, 7200, 60),
+        (0.0, 1000, 9000, 9000, 900),
     ],
 )
 def test_the_first_poll_waits_one_interval_and_jitter_or_until_not_before(
@@ -99,11 +106,6 @@ def test_a_resumed_wait_polls_first_after_the_least_interval_that_the_api_allows
 ) -> None:
     """Not sooner: a trigger may be started again at any moment, and may end at its first poll."""
     assert poller_of(10, 3600).initial_delay(1000, jitter, resumed=True) == pytest.approx(expected)
-
-
-def test_a_cooldown_beyond_the_deadline_ends_the_wait_before_the_first_poll() -> None:
-    with pytest.raises(WhisulJobTimeoutError, match="may still be running"):
-        poller_of(10, 60).initial_delay(0, 0.0, not_before=7200)
 
 
 # --- a job that is still running
@@ -127,13 +129,13 @@ def test_waiting_for_a_job_that_has_not_ended_ends_at_the_deadline(result: Whisu
 @pytest.mark.parametrize("now", [0, 3600, 99_999])
 def test_an_ended_job_counts_also_after_the_deadline(now: float) -> None:
     assert poller_of().next_delay(COMPLETED, now, 0.0) is None
-    with pytest.raises(WhisulJobFailedError, match="Whisul job j-1 failed: out of tune"):
+    with pytest.raises(WhisulJobFailedError, match=r"The song failed: out of tune.*job j-1"):
         poller_of().next_delay(FAILED, now, 0.0)
 
 
 def test_an_undocumented_status_counts_as_running_and_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     poller = poller_of()
-    with caplog.at_level(logging.WARNING, logger="airflow_provider_whisul.polling"):
+    with caplog.at_level(logging.WARNING, logger="airflow_provider_whisul"):
         assert [poller.next_delay(WhisulJob("j-1", word), 0, 0.0) for word in ("queued", "queued", "mixing")] == [
             10
         ] * 3
@@ -144,7 +146,7 @@ def test_an_undocumented_status_counts_as_running_and_is_warned_of_once(caplog: 
 
 
 def test_documented_statuses_are_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, logger="airflow_provider_whisul.polling"):
+    with caplog.at_level(logging.DEBUG, logger="airflow_provider_whisul"):
         poller_of().next_delay(RUNNING, 0, 0.0)
         poller_of().next_delay(COMPLETED, 0, 0.0)
     assert caplog.records == []
@@ -153,21 +155,87 @@ def test_documented_statuses_are_not_warned_of(caplog: pytest.LogCaptureFixture)
 # --- polls that fail
 
 
-def test_a_404_about_a_job_that_was_found_before_is_tolerated_for_a_minute() -> None:
-    not_found, poller = WhisulJobNotFoundError("404"), poller_of()
-    assert poller.next_delay(RUNNING, 100, 0.0) == 10
-    assert [poller.next_delay(not_found, now, 0.0) for now in (110, 120, 169)] == [10, 10, 10]
-    assert poller.next_delay(RUNNING, 179, 0.0) == 10
-    assert poller.next_delay(not_found, 500, 0.0) == 10
+NOT_FOUND = WhisulJobNotFoundError("404")
+
+
+@pytest.mark.parametrize("found_before", [True, False])
+def test_a_404_is_tolerated_for_a_minute_from_the_first_one_on(found_before: bool) -> None:
+    poller = poller_of()
+    if found_before:
+        assert poller.next_delay(RUNNING, 100, 0.0) == 10
+    assert [poller.next_delay(NOT_FOUND, now, 0.0) for now in (110, 120, 164)] == [10, 10, 6]
+    with pytest.raises(WhisulJobNotFoundError) as raised:
+        poller.next_delay(NOT_FOUND, 110 + NOT_FOUND_GRACE, 0.0)
+    assert raised.value is NOT_FOUND
+
+
+def test_a_job_that_is_found_again_has_another_minute() -> None:
+    poller = poller_of()
+    for begin in (0, 500, 560):
+        assert poller.next_delay(NOT_FOUND, begin, 0.0) == 10
+        assert poller.next_delay(NOT_FOUND, begin + 59, 0.0) == 5
+        assert poller.next_delay(RUNNING, begin + 60, 0.0) == 10
+
+
+def test_it_takes_two_polls_a_minute_apart_however_long_the_interval_is() -> None:
+    poller = poller_of(600)
+    assert poller.next_delay(NOT_FOUND, 0, 0.0) == NOT_FOUND_GRACE
     with pytest.raises(WhisulJobNotFoundError):
-        poller.next_delay(not_found, 560, 0.0)
+        poller.next_delay(NOT_FOUND, NOT_FOUND_GRACE, 0.0)
+
+
+def test_a_404_at_the_deadline_is_a_timeout() -> None:
+    with pytest.raises(WhisulJobTimeoutError, match="The last poll failed: 404"):
+        poller_of(deadline=100).next_delay(NOT_FOUND, 100, 0.0)
+
+
+@given(st.lists(st.floats(-7200, 7200), max_size=20))
+def test_a_clock_that_is_set_never_prolongs_the_grace_by_more_than_itself(jumps: list[float]) -> None:
+    grace, now = NotFoundGrace(), 0.0
+    for jump in jumps:
+        now += jump
+        delay = grace.next_delay(now, 10)
+        assert delay is None or 5 <= delay <= 10
+    for _ in range(13):
+        delay = grace.next_delay(now, 10)
+        if delay is None:
+            break
+        now += delay
+    assert delay is None
+
+
+# --- a completed job without a song
+
+
+@pytest.mark.parametrize("url", [None, "", "  "])
+def test_a_completed_job_without_a_url_is_polled_on_for_minutes(
+    url: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    poller = poller_of()
+    without_url = WhisulJob("j-1", "completed", prompt="p", song={**SONG, "song_url": url})
+    with caplog.at_level(logging.WARNING, logger="airflow_provider_whisul"):
+        assert [poller.next_delay(without_url, now, 0.0) for now in (100, 110, 100 + SONG_URL_GRACE - 1)] == [10] * 3
+    assert len(caplog.records) == 1
+    assert poller.next_delay(COMPLETED, 399.5, 0.0) is None
+    with pytest.raises(WhisulSongMissingError, match=r'job j-1 \("p"\) is completed, but has given no URL .*paid for'):
+        poller.next_delay(without_url, 100 + SONG_URL_GRACE, 0.0)
+
+
+def test_a_completed_job_without_a_url_is_no_timeout_at_the_deadline() -> None:
+    without_url = WhisulJob("j-1", "completed", song={**SONG, "song_url": None})
+    poller = poller_of(deadline=30)
+    assert poller.next_delay(without_url, 0, 0.0) == 10
+    with pytest.raises(WhisulSongMissingError):
+        poller.next_delay(without_url, 30, 0.0)
+
+
+# --- other failures
 
 
 @pytest.mark.parametrize(
     "error",
     [
         WhisulUnauthorizedError("401"),
-        WhisulJobNotFoundError("404"),
         WhisulTLSError("bad certificate"),
         WhisulError("something else"),
     ],
@@ -193,7 +261,7 @@ def test_after_a_transient_failure_the_job_is_polled_again(
     expected: float,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with caplog.at_level(logging.WARNING, logger="airflow_provider_whisul.polling"):
+    with caplog.at_level(logging.WARNING, logger="airflow_provider_whisul"):
         assert poller_of(interval).next_delay(error, now, jitter) == expected
     assert [record.getMessage() for record in caplog.records] == [f"{error} Polling job j-1 again in {expected:.0f} s."]
 
@@ -236,36 +304,65 @@ def test_no_number_of_429s_ends_the_wait() -> None:
     assert {poller.next_delay(throttled(), 0, 0.0) for _ in range(500)} == {5}
 
 
-@pytest.mark.parametrize(
-    ("now", "retry_after", "ends"),
-    [(0, 3600.0, False), (0, 3600.5, True), (3590, None, False), (3591, None, True), (3000, 1e9, True)],
-)
-def test_a_retry_after_beyond_the_deadline_ends_the_wait_at_once(
-    now: float, retry_after: float | None, ends: bool
-) -> None:
-    if ends:
-        with pytest.raises(WhisulJobTimeoutError, match=r"The last poll failed: Whisul answered 429\."):
-            poller_of().next_delay(throttled(retry_after), now, 0.0)
-    else:
-        assert poller_of().next_delay(throttled(retry_after), now, 0.0) == 10
+@pytest.mark.parametrize("error", [throttled(3700.0), throttled(cooldown=4000.0), throttled()])
+@pytest.mark.parametrize(("now", "expected"), [(0, 10), (3592, 8)])
+def test_a_429_ends_no_wait_before_its_deadline(error: WhisulRateLimitError, now: float, expected: float) -> None:
+    poller = poller_of()
+    assert poller.next_delay(error, now, 0.0) == expected
+    with pytest.raises(
+        WhisulJobTimeoutError, match=r"ended at 1970-01-01 01:00:00 UTC.* failed: Whisul answered 429\."
+    ):
+        poller.next_delay(error, 3600, 0.0)
 
 
 @pytest.mark.parametrize(
-    ("now", "cooldown", "ends"), [(0, 3600.0, False), (0, 3600.5, True), (3590, None, False), (3591, None, True)]
+    ("now", "cooldown", "expected"),
+    [(0, None, 10), (0, 3.0, 10), (0, 500.0, 500), (0, 9000.0, 3600), (3590, 9000.0, 10), (3599, 9000.0, 5)],
 )
-def test_a_cooldown_of_our_rate_limiter_beyond_the_deadline_ends_the_wait_at_once(
-    now: float, cooldown: float | None, ends: bool
+def test_after_a_refusal_of_our_rate_limiter_the_job_is_polled_when_a_request_may_be_sent(
+    now: float, cooldown: float | None, expected: float
 ) -> None:
-    if ends:
-        with pytest.raises(WhisulJobTimeoutError, match=r"The last poll failed: Nothing was sent\."):
-            poller_of().next_delay(refused(cooldown), now, 0.0)
-    else:
-        assert poller_of().next_delay(refused(cooldown), now, 0.0) == 10
+    assert poller_of().next_delay(refused(cooldown), now, 0.0) == expected
 
 
-def test_after_a_429_our_own_cooldown_does_not_end_the_wait() -> None:
-    """The block may end sooner, at a probe of another request. Only the server's Retry-After is certain."""
-    assert poller_of().next_delay(throttled(cooldown=4000.0), 0, 0.0) == 10
+@pytest.mark.parametrize(("now", "first", "later"), [(0, 3605, 3605), (3590, 15, 15), (3603, 5, 2), (9000, 5, 0)])
+def test_a_poll_waits_for_the_rate_limiter_until_shortly_after_the_deadline(
+    now: float, first: float, later: float
+) -> None:
+    poller = poller_of()
+    assert poller.max_wait(now) == first
+    poller.next_delay(RUNNING, 0, 0.0)
+    assert poller.max_wait(now) == later
+
+
+# --- what is logged of failures
+
+
+def test_one_warning_when_failures_begin_and_one_line_when_they_are_over(caplog: pytest.LogCaptureFixture) -> None:
+    outage = Outage()
+    pollers = [JobPoller(f"j-{number}", 10, 3600, outage=outage) for number in range(300)]
+    with caplog.at_level(logging.INFO, logger="airflow_provider_whisul"):
+        for now in (0, 10, 20):
+            for poller in pollers:
+                poller.next_delay(TRANSIENT, now, 0.0)
+        for poller in pollers:
+            poller.next_delay(RUNNING, 30, 0.0)
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "Whisul answered 500. Polling job j-0 again in 10 s."),
+        ("INFO", "Whisul answers again, after 900 polls of 300 jobs had failed in 30 s."),
+    ]
+
+
+def test_jobs_that_are_given_up_end_no_outage_and_keep_none_open(caplog: pytest.LogCaptureFixture) -> None:
+    poller = JobPoller("j-1", 10, 100)
+    with caplog.at_level(logging.INFO, logger="airflow_provider_whisul"):
+        poller.next_delay(TRANSIENT, 0, 0.0)
+        with pytest.raises(WhisulJobTimeoutError):
+            poller.next_delay(TRANSIENT, 100, 0.0)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    with caplog.at_level(logging.INFO, logger="airflow_provider_whisul"):
+        JobPoller("j-2", 10, 900, outage=poller.outage).next_delay(TRANSIENT, 200, 0.0)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
 
 
 # --- the message of a timeout
@@ -276,13 +373,21 @@ def test_a_timeout_names_the_job_and_says_that_it_may_still_be_running() -> None
         poller_of(deadline=1_771_342_774.9).next_delay(RUNNING, 1_771_342_775, 0.0)
     message = str(raised.value)
     assert raised.value.job_id == "j-1"
-    assert message.startswith(
-        "Waiting for Whisul job j-1 has ended, since no further poll is possible by its deadline, "
-        "2026-02-17 15:39:34 UTC"
-    )
+    assert message.startswith("Waiting for Whisul job j-1 ended at 2026-02-17 15:39:34 UTC, by the timeout: ")
     assert "may still be running" in message
     assert "WhisulJobSensor" in message
     assert "last poll" not in message
+
+
+def test_a_timeout_names_the_prompt_that_a_poll_has_told_and_what_its_deadline_came_from() -> None:
+    poller = JobPoller("j-1", 10, 100, "execution_timeout")
+    poller.next_delay(WhisulJob("j-1", "running", prompt="a song\n" + "la " * 50), 0, 0.0)
+    with pytest.raises(WhisulJobTimeoutError) as raised:
+        poller.next_delay(RUNNING, 100, 0.0)
+    assert 'job j-1 ("a song la la' in str(raised.value)
+    assert "by the task's execution_timeout" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 350
 
 
 @pytest.mark.parametrize(
@@ -327,10 +432,9 @@ def test_no_delay_is_under_5_s_and_none_ends_after_the_deadline(
     now, deadline, slack = 0.0, timeout, 1e-6
     poller = JobPoller("j-1", interval, deadline)
     jitter = cycle(jitters)
-    not_before = None if cooldown is None or cooldown > timeout else cooldown
-    delay: float | None = poller.initial_delay(now, next(jitter), not_before)
+    delay: float | None = poller.initial_delay(now, next(jitter), cooldown)
     assert delay is not None
-    assert delay >= (not_before or 0.0) - slack
+    assert delay >= min(cooldown or 0.0, deadline) - slack
     for polls, result in enumerate(cycle(outcomes), start=1):
         assert delay is not None, "only a completed job ends without an error"
         assert delay >= 5
@@ -343,36 +447,14 @@ def test_no_delay_is_under_5_s_and_none_ends_after_the_deadline(
         try:
             delay = poller.next_delay(result, now, next(jitter))
         except WhisulJobTimeoutError:
-            # It ends only at the deadline, or where the deadline comes before the next request may be sent.
-            blocked_for = max(interval, result.retry_after or 0) if isinstance(result, WhisulRateLimitError) else 0
-            assert now + blocked_for >= deadline - slack
+            assert now >= deadline - slack
             break
         except WhisulError as error:
             assert error is result  # noqa: PT017
             assert isinstance(error, (WhisulServerError, WhisulConnectionError))  # noqa: PT017
             assert polls >= MAX_CONSECUTIVE_POLL_FAILURES
             break
-        if isinstance(result, WhisulRateLimitError):
-            assert delay is not None
-            assert delay == interval
     assert now <= max(deadline, 0.0) + 5 + latency + slack
-
-
-# --- the grace after a submission
-
-
-@pytest.mark.parametrize(
-    ("since", "now", "tolerated"),
-    [(None, 0, False), (1000, 1000, True), (1000, 1059.9, True), (1000, 1060, False), (1000, 99_999, False)],
-)
-def test_a_404_is_tolerated_for_60_s_after_the_submission(since: float | None, now: float, tolerated: bool) -> None:
-    assert within_not_found_grace(since, now) is tolerated
-    poller = JobPoller("j-1", 10, 200_000, submitted_at=since)
-    if tolerated:
-        assert poller.next_delay(WhisulJobNotFoundError("404"), now, 0.0) == 10
-    else:
-        with pytest.raises(WhisulJobNotFoundError):
-            poller.next_delay(WhisulJobNotFoundError("404"), now, 0.0)
 
 
 # --- arguments

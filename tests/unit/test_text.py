@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 
-from airflow_provider_whisul.text import MAX_QUOTED, quote
+from airflow_provider_whisul.text import MAX_EXCERPT, MAX_QUOTED, count, excerpt, mask, quote, truncate_to_sentence
 
 
 @pytest.mark.parametrize(
@@ -24,3 +26,63 @@ from airflow_provider_whisul.text import MAX_QUOTED, quote
 )
 def test_quoted_text_is_one_printable_line_of_bounded_length(text: str, expected: str) -> None:
     assert quote(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a waltz", "a waltz"),
+        ("", ""),
+        (" two\n lines\x1b\u202e", "two lines��"),
+        ("x" * MAX_EXCERPT, "x" * MAX_EXCERPT),
+        ("x" * (MAX_EXCERPT + 1), "x" * (MAX_EXCERPT - 1) + "…"),
+        ("🎵" * 10_000, "🎵" * (MAX_EXCERPT - 1) + "…"),
+        (" " * 1_000 + "x", "x"),
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_an_excerpt_is_one_printable_line_that_ends_in_an_ellipsis_where_it_is_cut(text: str, expected: str) -> None:
+    assert excerpt(text) == expected
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "wh-secret/+='x",
+        "wh-secret%2F%2B%3D%27x",
+        "wh-secret/%2B%3D%27x",
+        "wh%2dsecret/%2b%3D'x",
+        "wh-secret/&#43;=&#x27;x",
+        base64.b64encode(b"wh-secret/+='x").decode(),
+        base64.b64encode(b"Bearer wh-secret/+='x").decode(),
+        base64.b64encode(b"Bearer wh-secret/+='x, and more").decode(),
+    ],
+)
+def test_a_secret_is_masked_in_every_form_that_a_server_may_echo(form: str) -> None:
+    masked = mask(f"before {form} after", "wh-secret/+='x")
+    assert masked.startswith("before ***")
+    assert masked.endswith(" after")
+    assert form[:12] not in masked
+
+
+def test_without_a_secret_nothing_is_masked() -> None:
+    assert mask("a text", "") == "a text"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Short.", "Short."),
+        ("One sentence. And another one.", "One sentence."),
+        ("Is it? Yes. It is quite so.", "Is it? Yes."),
+        ("job 3.5 has failed for good", "job 3.5 has failed…"),
+        ("x" * 30, "x" * 19 + "…"),
+        ("Just twenty letters. And more.", "Just twenty letters."),
+    ],
+)
+def test_a_text_is_cut_at_a_sentence_or_else_at_a_word(text: str, expected: str) -> None:
+    assert truncate_to_sentence(text, 20) == expected
+
+
+def test_a_count_has_its_noun_in_singular_or_plural() -> None:
+    assert [count(number, "song") for number in (0, 1, 1000)] == ["0 songs", "1 song", "1,000 songs"]

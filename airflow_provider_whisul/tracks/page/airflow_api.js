@@ -1,10 +1,15 @@
 // Reads the state and the XComs of a run or of a task from Airflow's REST API, with the viewer's session.
 
 import { address, runUrl, tasksUrl } from "./address.js";
+import { readSubmitted } from "./submissions.js";
 
-// As airflow_provider_whisul.tracks.cards makes the keys: the songs before the entry's, its songs, how many failed.
-const KEY = "whisul_songs_";
-const KEY_PARTS = /^whisul_songs_(\d{1,7})_(\d{1,2})_(\d{1,2})$/;
+// As airflow_provider_whisul.tracks.cards makes the keys: the songs before the entry's, its songs, how many failed. And
+// how many songs the task makes in all, with the cards of some that are pending.
+const KEY = "whisul_";
+const KEY_PARTS = /^whisul_(songs|stored)_(\d{1,7})_(\d{1,2})_(\d{1,2})$/;
+const EXPECTED_KEY = /^whisul_expected_(\d{1,7})$/;
+// Cards in one entry.
+const MAX_CARDS = 20;
 const PAGE_SIZE = 100;
 const TIMEOUT_MS = 30_000;
 const ENDED = new Set(["success", "failed", "skipped", "upstream_failed", "removed"]);
@@ -95,39 +100,66 @@ export async function readState() {
   return { state, end };
 }
 
-// The XCom entries that hold cards, in the order in which they are shown, without their values.
-export async function listEntries() {
+// The XCom entries that hold cards, in the order in which they are shown, without their values; how many songs are
+// pending, none where the run or the task has ended; whether some of those are of a batch; and what the tasks have
+// submitted.
+export async function listEntries(hasEnded) {
   const task = address.task === null ? "~" : encodeURIComponent(address.task);
   const mapped = address.map === null ? "" : `&map_index=${address.map}`;
   const entries = new Map();
+  const expected = new Map();
+  const submitted = new Map();
   for (let offset = 0; ; ) {
     const url = `${tasksUrl}/${task}/xcomEntries?xcom_key_pattern=${KEY}&limit=${PAGE_SIZE}&offset=${offset}${mapped}`;
     const page = await get(url);
-    for (const entry of page.xcom_entries) {
-      const parts = KEY_PARTS.exec(entry.key);
-      if (parts === null) continue;
-      const [first, songs, failed] = parts.slice(1).map(Number);
-      const id = JSON.stringify([entry.task_id, entry.map_index, first]);
-      const known = entries.get(id);
-      // Airflow 3.1.0 can keep an entry of an earlier try.
-      if (known && known.timestamp > entry.timestamp) continue;
-      entries.set(id, {
-        id,
-        task: entry.task_id,
-        map: entry.map_index,
-        first,
-        songs,
-        failed,
-        key: entry.key,
-        timestamp: entry.timestamp,
-      });
+    for (const found of page.xcom_entries) {
+      const entry = readKey(found);
+      const target = { expected, submitted }[entry?.kind] ?? entries;
+      // A task that submits more leaves the entry from before. And Airflow 3.1.0 can keep one of an earlier try.
+      if (entry !== null && !(target.get(entry.id)?.timestamp > entry.timestamp)) target.set(entry.id, entry);
     }
     offset += page.xcom_entries.length;
     if (page.xcom_entries.length === 0 || offset >= page.total_entries) break;
   }
-  return [...entries.values()].sort(
+  const { pending, hasBatch } = hasEnded ? { pending: 0, hasBatch: false } : addPending(entries, expected);
+  const inOrder = [...entries.values()].sort(
     (a, b) => (a.task < b.task ? -1 : a.task > b.task ? 1 : 0) || a.map - b.map || a.first - b.first,
   );
+  return { entries: inOrder, pending, hasBatch, submitted: [...submitted.values()] };
+}
+
+function readKey({ key, task_id, map_index, timestamp }) {
+  const common = { task: task_id, map: map_index, key, timestamp };
+  const id = JSON.stringify([task_id, map_index]);
+  const submitted = readSubmitted(key);
+  if (submitted !== null) return { id, kind: "submitted", timestamp, ...submitted };
+  const total = EXPECTED_KEY.exec(key)?.[1];
+  if (total !== undefined) {
+    return { ...common, id, kind: "expected", first: Number.MAX_SAFE_INTEGER, songs: Number(total), failed: 0 };
+  }
+  const parts = KEY_PARTS.exec(key);
+  // The run's tab shows each song once: that of the task that made it.
+  if (parts === null || (parts[1] === "stored" && address.task === null)) return null;
+  const [first, songs, failed] = parts.slice(2).map(Number);
+  return { ...common, id: JSON.stringify([task_id, map_index, first]), kind: parts[1], first, songs, failed };
+}
+
+// Adds the entries of the songs that are pending. Returns how many songs those are, and whether some are of a batch.
+function addPending(entries, expected) {
+  const missing = new Map([...expected].map(([id, entry]) => [id, entry.songs]));
+  for (const { task, map, songs } of entries.values()) {
+    const id = JSON.stringify([task, map]);
+    if (missing.has(id)) missing.set(id, missing.get(id) - songs);
+  }
+  let pending = 0;
+  let hasBatch = false;
+  for (const [id, songs] of missing) {
+    if (songs <= 0) continue;
+    pending += songs;
+    hasBatch ||= expected.get(id).songs > 1;
+    entries.set(id, { ...expected.get(id), songs: Math.min(songs, MAX_CARDS) });
+  }
+  return { pending, hasBatch };
 }
 
 // The songs of an entry, null where a custom XCom backend keeps them elsewhere.

@@ -1,5 +1,7 @@
-// The card of a song: empty, with the song, with the reason why there is none, or with the reason why it was not read.
+// The card of a song: empty, with the song, with the reason why there is none, with the prompt of a song that is
+// pending, or with the reason why it was not read.
 
+import { createCover } from "./cover.js";
 import { element, keepFocus, outsideText, setText, textOrNull, urlOrNull } from "./elements.js";
 import { createPlayer } from "./player.js";
 import { downloadLink, openLink } from "./song_links.js";
@@ -12,25 +14,33 @@ export function createCard(entry) {
   const body = element("div", "body", element("p", "hidden", "Loading"));
   const item = element("li", "card", element("div", "cover"), body);
   item.setAttribute("aria-busy", "true");
-  return { entry, item, near: false, player: null, loadError: null };
+  return { entry, item, near: false, media: [], job: null, shown: null, loadError: null };
 }
 
 export function setNear(card, near) {
   card.near = near;
-  if (near) card.player?.mount();
-  else card.player?.unmount();
+  for (const media of card.media) {
+    if (near) media.mount();
+    else media.unmount();
+  }
 }
 
 export function showSong(card, song) {
+  // What is shown already stays as it is, and a song goes on playing.
+  const shown = JSON.stringify(song);
+  if (card.shown === shown) return;
   fill(card, () => {
     if (song === null || typeof song !== "object") fillWithMessage(card, UNREADABLE);
     else if (song.status === "failed") fillWithFailure(card, song);
+    else if (song.status === "pending") fillWithPending(card, song);
     else fillWithSong(card, song);
   });
+  card.shown = shown;
 }
 
-// Shows that the song could not be read. `retry` reads it again.
+// Shows that the song could not be read. `retry` reads it again. A card that shows the song already keeps it.
 export function showLoadError(card, message, retry) {
+  if (card.shown !== null) return;
   // If the card shows an error already, only the text changes, so that the button keeps the focus.
   if (card.loadError) setText(card.loadError, message);
   else fill(card, () => fillWithMessage(card, message, retry));
@@ -38,55 +48,84 @@ export function showLoadError(card, message, retry) {
 
 function fill(card, change) {
   card.loadError = null;
+  card.item.classList.remove("failed", "pending");
   keepFocus(card.item, "h3, .broken", change);
   card.item.removeAttribute("aria-busy");
-  if (card.near) card.player?.mount();
+  if (card.near) for (const media of card.media) media.mount();
 }
 
 function fillWithSong(card, song) {
   const title = textOrNull(song.title) ?? "Untitled";
   const facts = [];
-  if (Number.isFinite(song.bpm)) facts.push(`${song.bpm} bpm`);
-  if (Number.isFinite(song.duration_seconds)) facts.push(formatDuration(song.duration_seconds));
-  const player = createPlayer(song, title);
-  card.item.replaceChildren(
-    coverElement(song, title),
-    element(
-      "div",
-      "body",
-      outsideText("h3", "title", title),
-      promptElement(song),
-      facts.length ? element("p", "facts", facts.join(" · ")) : null,
-      tagsElement(song),
-      player.container,
-      actionsElement(song, title),
-    ),
-  );
-  card.player = player;
+  if (song.bpm >= 0 && Number.isFinite(song.bpm)) facts.push(`${song.bpm} bpm`);
+  const duration = song.duration_seconds;
+  if (duration >= 0 && Number.isFinite(duration)) facts.push(formatDuration(duration));
+  const stored = textOrNull(song.stored_as);
+  const [oldCover, oldPlayer] = card.media;
+  const cover = oldCover?.source === song.image_url ? oldCover : createCover(song.image_url, title);
+  const job = textOrNull(song.job_id);
+  // The address of a song may change, such as where it is signed again.
+  const goesOn = job !== null && job === card.job && oldPlayer?.isPlaying();
+  const player = goesOn || oldPlayer?.source === song.song_url ? oldPlayer : createPlayer(song.song_url, title);
+  player.setNextSource(song.song_url);
+  const before = [
+    outsideText("h3", "title", title),
+    promptElement(song),
+    facts.length ? element("p", "facts", facts.join(" · ")) : null,
+    stored && outsideText("p", "job", `Stored as ${stored}`),
+    tagsElement(song),
+  ];
+  const after = actionsElement(song, title);
+  if (player === oldPlayer) replaceAround(card.item, cover, player, before, after);
+  else card.item.replaceChildren(cover.container, element("div", "body", ...before, player.container, after));
+  card.media = [cover, player];
+  card.job = job;
+}
+
+// Replaces all of a card but its player, which would stop if it left the page.
+function replaceAround(item, cover, player, before, after) {
+  if (item.firstChild !== cover.container) item.firstChild.replaceWith(cover.container);
+  const body = player.container.parentNode;
+  for (const child of [...body.children]) if (child !== player.container) child.remove();
+  player.container.before(...before.filter((child) => child !== null));
+  if (after !== null) player.container.after(after);
 }
 
 function fillWithFailure(card, song) {
   card.item.classList.add("failed");
   const job = textOrNull(song.job_id);
-  const prompt = textOrNull(song.prompt);
   const reason = textOrNull(song.error) ?? "No reason was given.";
-  card.item.replaceChildren(
-    element("div", "cover", element("p", "", "Failed")),
-    element(
-      "div",
-      "body",
-      outsideText("h3", "title", prompt ?? "No song"),
-      outsideText("p", "reason", reason),
-      job === null || reason.includes(job) ? null : element("p", "job", `Job ${job}`),
-    ),
+  const heading = textOrNull(song.prompt) ?? (job === null ? "No song" : `Job ${job}`);
+  showBare(
+    card,
+    "Failed",
+    outsideText("h3", "title", heading),
+    outsideText("p", "reason", reason),
+    job === null || reason.includes(job) || heading.includes(job) ? null : element("p", "job", `Job ${job}`),
+  );
+}
+
+function fillWithPending(card, song) {
+  card.item.classList.add("pending");
+  const job = textOrNull(song.job_id);
+  const since = new Date(textOrNull(song.since) ?? "");
+  const time = Number.isNaN(since.getTime()) ? null : element("time", "", since.toLocaleString());
+  if (time !== null) time.dateTime = since.toISOString();
+  showBare(
+    card,
+    // Without a time it is of a batch, which may be finished: its task is told in steps.
+    time === null ? "Pending" : "Being made",
+    outsideText("h3", "title", textOrNull(song.prompt) ?? (job === null ? "A song" : `Job ${job}`)),
+    time && element("p", "facts", "Since ", time),
+    job === null ? null : element("p", "job", `Job ${job}`),
   );
 }
 
 function fillWithMessage(card, text, retry = null) {
   const message = element("p", "broken", text);
-  const body = element("div", "body", message);
+  let button = null;
   if (retry !== null) {
-    const button = element("button", "", "Try again");
+    button = element("button", "", "Try again");
     button.type = "button";
     button.addEventListener("click", () => {
       // Only from here on: a screen reader need not announce the errors of all other cards.
@@ -94,29 +133,16 @@ function fillWithMessage(card, text, retry = null) {
       setText(message, "Loading it again…");
       retry();
     });
-    body.append(button);
     card.loadError = message;
   }
-  card.item.replaceChildren(element("div", "cover"), body);
+  showBare(card, null, message, button);
 }
 
-function coverElement(song, title) {
-  const cover = element("div", "cover");
-  const url = urlOrNull(song.image_url);
-  const showMessage = (message) => cover.replaceChildren(element("p", "", message));
-  if (url === null) {
-    showMessage("No cover");
-    return cover;
-  }
-  const image = document.createElement("img");
-  image.alt = `Cover of ${title}`;
-  image.loading = "lazy";
-  image.decoding = "async";
-  image.referrerPolicy = "no-referrer";
-  image.addEventListener("error", () => showMessage("The cover cannot be shown."));
-  image.src = url;
-  cover.append(image);
-  return cover;
+// A card without media.
+function showBare(card, label, ...children) {
+  card.media = [];
+  const cover = element("div", "cover", label && element("p", "", label));
+  card.item.replaceChildren(cover, element("div", "body", ...children));
 }
 
 function promptElement(song) {

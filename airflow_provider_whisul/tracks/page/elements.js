@@ -26,6 +26,7 @@ export function urlOrNull(value) {
     const url = new URL(value);
     // The browser would send Airflow the viewer's session, for example to the URL that logs out. By http and by https.
     if (url.host === location.host) return null;
+    if (url.username || url.password) return null;
     return url.protocol === "https:" || url.protocol === "http:" ? url.href : null;
   } catch {
     return null;

@@ -29,12 +29,32 @@ const observer = new IntersectionObserver(
 // Gives an entry of the list its cards, which are still empty. Its state is new, waiting, reading, filled or removed.
 export function addCards(entry) {
   entry.state = "new";
-  entry.cards = Array.from({ length: entry.songs }, () => {
+  entry.cards = [];
+  fitCards(entry);
+}
+
+// Reads an entry that was written again. Until then its cards show what they did.
+export function updateEntry(entry, latest) {
+  const { songs, failed, key, timestamp } = latest;
+  Object.assign(entry, { songs, failed, key, timestamp });
+  fitCards(entry);
+  if (entry.state === "reading") entry.outdated = true;
+  else if (entry.state === "filled") entry.state = "new";
+  if (isNear(entry)) push(entry);
+  readNext();
+}
+
+function fitCards(entry) {
+  for (const { item } of entry.cards.splice(entry.songs)) {
+    observer.unobserve(item);
+    item.remove();
+  }
+  while (entry.cards.length < entry.songs) {
     const card = createCard(entry);
+    entry.cards.push(card);
     cards.set(card.item, card);
     observer.observe(card.item);
-    return card;
-  });
+  }
 }
 
 export function removeCards(entry) {
@@ -81,12 +101,21 @@ function readNext() {
 
 async function read(entry) {
   let songs;
+  let failure = null;
+  entry.outdated = false;
   try {
     songs = await readSongs(entry);
   } catch (error) {
-    if (entry.state === "removed") return;
-    entry.state = "new";
-    const reason = error.status === 404 ? "Airflow no longer has it." : describeError(error);
+    failure = error;
+  }
+  if (entry.state === "removed") return;
+  entry.state = failure !== null || entry.outdated ? "new" : "filled";
+  if (entry.outdated) {
+    if (isNear(entry)) push(entry);
+    return;
+  }
+  if (failure !== null) {
+    const reason = failure.status === 404 ? "Airflow no longer has it." : describeError(failure);
     const retry = () => {
       push(entry);
       readNext();
@@ -94,7 +123,9 @@ async function read(entry) {
     for (const card of entry.cards) showLoadError(card, `This song could not be loaded. ${reason}`, retry);
     return;
   }
-  if (entry.state === "removed") return;
-  entry.state = "filled";
-  entry.cards.forEach((card, index) => showSong(card, songs?.[index] ?? null));
+  entry.cards.forEach((card, index) => {
+    // A task writes the songs that are pending a moment after those that are done.
+    card.item.hidden = entry.kind === "expected" && songs !== null && index >= songs.length;
+    if (!card.item.hidden) showSong(card, songs?.[index] ?? null);
+  });
 }

@@ -1,11 +1,21 @@
 // The player of a song.
 
 import { element, keepFocus, urlOrNull } from "./elements.js";
+import { loadMedia } from "./media.js";
+
+let playing = null;
+
+function playAlone(audio) {
+  if (playing !== audio) playing?.pause();
+  playing = audio;
+}
 
 // The audio element exists only while the card is near the viewport: a thousand of them would make the page slow.
-export function createPlayer(song, title) {
+export function createPlayer(source, title) {
   const container = element("div", "player");
-  const url = urlOrNull(song.song_url);
+  let url = urlOrNull(source);
+  // Another address of the same song, for when this one works no longer.
+  let nextUrl = null;
   let audio = null;
   let broken = false;
   const fail = (message) => {
@@ -13,35 +23,40 @@ export function createPlayer(song, title) {
     audio = null;
     keepFocus(container, ".broken", () => container.replaceChildren(element("p", "broken", message)));
   };
+  const prepare = (created) => {
+    audio = created;
+    audio.controls = true;
+    audio.preload = "none";
+    audio.setAttribute("aria-label", `Play ${title}`);
+    audio.addEventListener("play", () => playAlone(created));
+  };
+  const load = () => {
+    loadMedia(container, "audio", url, `Play ${title}`, prepare, () => {
+      if (nextUrl === null) {
+        fail("The song cannot be played.");
+        return;
+      }
+      [url, nextUrl] = [nextUrl, null];
+      load();
+    });
+  };
   if (url === null) fail("There is no address to play it from.");
   return {
     container,
+    source,
+    isPlaying: () => audio !== null && !audio.paused,
+    setNextSource(next) {
+      const found = urlOrNull(next);
+      nextUrl = found === url ? null : found;
+    },
     mount() {
-      if (audio !== null || broken) return;
-      audio = document.createElement("audio");
-      audio.controls = true;
-      audio.preload = "none";
-      audio.setAttribute("aria-label", `Play ${title}`);
-      audio.addEventListener("error", () => fail("The song cannot be played."));
-      audio.src = url;
-      container.replaceChildren(audio);
+      if (!broken && container.firstChild === null) load();
     },
     unmount() {
-      const inUse = audio !== null && (!audio.paused || audio.currentTime > 0 || document.activeElement === audio);
-      if (audio === null || inUse) return;
+      const focused = container.contains(document.activeElement);
+      if (broken || focused || (audio !== null && (!audio.paused || audio.currentTime > 0))) return;
       audio = null;
       container.replaceChildren();
     },
   };
-}
-
-export function playOneSongAtATime() {
-  document.addEventListener(
-    "play",
-    (event) => {
-      for (const audio of document.querySelectorAll("audio")) if (audio !== event.target) audio.pause();
-    },
-    // Media events do not bubble.
-    true,
-  );
 }

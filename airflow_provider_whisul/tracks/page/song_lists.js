@@ -2,20 +2,25 @@
 
 import { address } from "./address.js";
 import { element, outsideText } from "./elements.js";
-import { addCards, removeCards, retryFailed } from "./entries.js";
+import { addCards, removeCards, retryFailed, updateEntry } from "./entries.js";
+
+const BATCH_HINT = "A batch shows its finished songs in steps, minutes apart.";
 
 const container = document.getElementById("songs");
 const shown = new Map();
 const sections = new Map();
 
-// Makes the lists show these entries. The cards of an entry that is shown already stay as they are.
+// Makes the lists show these entries. The cards of an entry that is shown already stay, also while it is read again.
 export function showEntries(entries) {
-  removeOutdated(entries);
+  removeMissing(entries);
   const itemsByTask = new Map();
   for (const entry of entries) {
-    if (!shown.has(entry.id)) {
+    const known = shown.get(entry.id);
+    if (known === undefined) {
       addCards(entry);
       shown.set(entry.id, entry);
+    } else if (["key", "timestamp", "songs"].some((field) => known[field] !== entry[field])) {
+      updateEntry(known, entry);
     }
     const items = itemsByTask.get(entry.task) ?? [];
     items.push(...shown.get(entry.id).cards.map((card) => card.item));
@@ -42,31 +47,40 @@ export function retryFailedEntries() {
   retryFailed(shown.values());
 }
 
-export function countSongs(entries, hasEnded, state) {
-  const total = entries.reduce((sum, entry) => sum + entry.songs, 0);
-  if (total === 0) return hasEnded ? describeNoSongs(state) : "No songs yet. They appear here when they are completed.";
+// `pending` is how many songs are not there yet, and `hasBatch` whether some of those are of a batch.
+export function countSongs({ entries, pending, hasBatch }, hasEnded, state) {
+  const known = entries.filter((entry) => entry.kind !== "expected").reduce((sum, entry) => sum + entry.songs, 0);
+  const total = known + pending;
+  if (total === 0) return hasEnded ? describeNoSongs(state) : "No songs yet.";
   const failed = entries.reduce((sum, entry) => sum + entry.failed, 0);
-  const completed = total - failed;
-  let text = `${completed.toLocaleString("en")} ${completed === 1 ? "song" : "songs"}`;
-  if (failed) text += `, ${failed.toLocaleString("en")} failed`;
-  return hasEnded ? text : `${text} so far`;
+  const parts = [
+    [known - failed, entries.some((entry) => entry.kind === "stored") ? "stored" : "done"],
+    [failed, "failed"],
+    [pending, "pending"],
+  ];
+  const text = `${total.toLocaleString("en")} ${total === 1 ? "song" : "songs"}${hasEnded ? "" : " so far"}`;
+  if (failed === 0 && pending === 0) return text;
+  const counts = parts.filter(([count]) => count > 0).map(([count, word]) => `${count.toLocaleString("en")} ${word}`);
+  return `${text}: ${counts.join(", ")}${hasBatch ? `. ${BATCH_HINT}` : ""}`;
 }
 
 function describeNoSongs(state) {
   if (address.task === null) return "This run has made no songs.";
   if (state === "success") {
-    return "This task has no songs. If it only submits jobs, the task that waits for them shows their songs.";
+    return (
+      "This task has no songs. Songs are shown here of tasks that wait for songs of Whisul, or that store them. " +
+      "If this task only submits jobs, the task that waits for them shows their songs."
+    );
   }
   // A task in any other state has not run, and has no log.
   const hint = state === "failed" || state === "skipped" ? " See its log for the reason." : "";
   return `This task ended (${state}) without a song.${hint}`;
 }
 
-function removeOutdated(entries) {
-  const latest = new Map(entries.map((entry) => [entry.id, entry]));
+function removeMissing(entries) {
+  const ids = new Set(entries.map((entry) => entry.id));
   for (const [id, entry] of shown) {
-    const same = latest.get(id);
-    if (same === undefined || same.key !== entry.key || same.timestamp !== entry.timestamp) {
+    if (!ids.has(id)) {
       removeCards(entry);
       shown.delete(id);
     }

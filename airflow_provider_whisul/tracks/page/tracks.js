@@ -2,8 +2,8 @@
 
 import { describeError, isFinal, listEntries, readState } from "./airflow_api.js";
 import { setText } from "./elements.js";
-import { playOneSongAtATime } from "./player.js";
 import { countSongs, retryFailedEntries, showEntries } from "./song_lists.js";
+import { describeSubmitted } from "./submissions.js";
 import { followTheme } from "./theme.js";
 
 const REFRESH_MS = 10_000;
@@ -13,6 +13,7 @@ const REFRESH_ENDED_MS = 60_000;
 const MIN_PAUSE_FACTOR = 20;
 
 const countElement = document.getElementById("count");
+const submittedElement = document.getElementById("submitted");
 const noticeElement = document.getElementById("notice");
 
 let timer = null;
@@ -35,9 +36,10 @@ async function refresh() {
     // In this order: a list that is read after the end is complete.
     const { state, end } = await readState();
     if (end === null || end !== listedEnd) {
-      const entries = await listEntries();
-      showEntries(entries);
-      setText(countElement, countSongs(entries, end !== null, state));
+      const list = await listEntries(end !== null);
+      showEntries(list.entries);
+      setText(countElement, countSongs(list, end !== null, state));
+      setText(submittedElement, describeSubmitted(list.submitted));
       listedEnd = end;
     }
     showNotice("");
@@ -49,6 +51,7 @@ async function refresh() {
       listedEnd = null;
       showEntries([]);
       setText(countElement, "");
+      setText(submittedElement, "");
       showNotice(describeError(error));
     } else {
       showNotice(`${describeError(error)} Trying again.`);
@@ -71,6 +74,5 @@ document.addEventListener("visibilitychange", () => {
   }
 });
 
-playOneSongAtATime();
 followTheme();
 refresh();

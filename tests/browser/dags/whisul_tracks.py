@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 from airflow.providers.common.compat.sdk import DAG, get_current_context, task
 
 from airflow_provider_whisul.operators.whisul import WhisulGenerateOperator
 from airflow_provider_whisul.operators.whisul_batch import WhisulGenerateBatchOperator
 from airflow_provider_whisul.sensors.whisul import WhisulJobSensor
 from airflow_provider_whisul.tracks.cards import completed_card, push_cards
+from airflow_provider_whisul.transfers.whisul_to_object_storage import WhisulToObjectStorageOperator
 
 MAPPED = [
     "a slow waltz for a rainy harbour",
@@ -33,7 +36,10 @@ BATCH = [
 with DAG("tracks"):
     submit = WhisulGenerateOperator.partial(task_id="submit", poll_interval=5).expand(prompt=MAPPED)
     WhisulJobSensor.partial(task_id="song", poke_interval=5).expand(job_id=submit.output)
-    WhisulGenerateOperator(task_id="single", prompt="a tango for one", wait_for_completion=True, poll_interval=5)
+    single = WhisulGenerateOperator(
+        task_id="single", prompt="a tango for one", wait_for_completion=True, poll_interval=5
+    )
+    WhisulToObjectStorageOperator(task_id="store", songs=single.output, destination=os.environ["WHISUL_TEST_STORE"])
     WhisulGenerateBatchOperator(task_id="batch", prompts=BATCH, attempts=1, max_failures=2, poll_interval=5)
 
 with DAG("tracks_secret"):
@@ -41,7 +47,7 @@ with DAG("tracks_secret"):
 
 with DAG("tracks_late"):
     WhisulGenerateOperator.partial(task_id="single", wait_for_completion=True, poll_interval=5).expand(
-        prompt=["an early one [sandbox:seconds=3]", "a late one [sandbox:seconds=25]"]
+        prompt=["an early one [sandbox:seconds=10]", "a late one [sandbox:seconds=30]"]
     )
 
 with DAG("tracks_given"):

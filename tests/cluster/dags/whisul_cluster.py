@@ -12,9 +12,9 @@ from airflow_provider_whisul.operators.whisul_batch import WhisulGenerateBatchOp
 
 MAPPED, BATCH = int(os.environ["WHISUL_TEST_MAPPED"]), int(os.environ["WHISUL_TEST_BATCH"])
 # One more than a worker can hold: whichever worker the batch is on, one of these is on it too when it is killed.
-ON_WORKER = 5
+ON_WORKER = 7
 # Still being waited for when the batch is, so that the triggerer that is killed has some of both.
-LONG = 20
+LONG, LONG_SECONDS = 20, 90
 
 
 def mapped(index: int) -> dict[str, object]:
@@ -22,7 +22,7 @@ def mapped(index: int) -> dict[str, object]:
     if index < ON_WORKER:
         return {"prompt": f"[sandbox:seconds=60] mapped {index}", "deferrable": False}
     if index >= MAPPED - LONG:
-        return {"prompt": f"[sandbox:seconds=180] mapped {index}"}
+        return {"prompt": f"[sandbox:seconds={LONG_SECONDS}] mapped {index}"}
     return {"prompt": f"mapped {index}"}
 
 

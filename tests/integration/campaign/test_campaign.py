@@ -7,9 +7,9 @@ tasks. What must hold is read from the sandbox's request log and from how each t
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +19,11 @@ from airflow_provider_whisul.sandbox.options import GET_FAULTS, POST_FAULTS
 from tests.integration.campaign.judge import Judge
 from tests.integration.campaign.world import SANDBOXES, SONGS_PER_SANDBOX, Log, World
 
-SEEDS = range(8)
+# A seed takes some seconds, and on a busy machine minutes.
+pytestmark = pytest.mark.timeout(600)
+
+#: More with the environment variable that conftest.py names.
+SEEDS = 8
 
 #: How often each of these must happen in each seed's world, so that the rules are put to the test.
 MINIMUM_FIGURES = {
@@ -35,30 +39,16 @@ MINIMUM_FIGURES = {
 }
 
 
-@pytest.fixture
-def log(capsys: pytest.CaptureFixture[str]) -> Iterator[Log]:
-    log = Log(capsys)
-    # Airflow 2's loggers do not propagate to the root.
-    loggers = [logging.getLogger(name) for name in ("", "airflow.task")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.addHandler(log)
-        logger.setLevel(logging.INFO)
-    yield log
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.removeHandler(log)
-        logger.setLevel(level)
-
-
-@pytest.mark.parametrize("seed", SEEDS)
 def test_every_try_keeps_the_rules(
     seed: int, log: Log, monkeypatch: pytest.MonkeyPatch, record_property: Callable[..., None]
 ) -> None:
-    world = World(seed, log, monkeypatch.setenv, lambda *this: Judge(*this).judge())
+    world = World(seed, log, monkeypatch, lambda *this: Judge(*this).judge())
     with world.runner:
-        # The poke mode is Airflow's own loop, with a clock of its own.
+        # The modes poke and reschedule are Airflow's own loop, with a clock of its own.
         in_poke_mode = SimpleNamespace(sleep=world.time.sleep, monotonic=world.time.time)
         monkeypatch.setattr(sys.modules[BaseSensorOperator.__module__], "time", in_poke_mode)
+        in_reschedule_mode = SimpleNamespace(utcnow=lambda: datetime.fromtimestamp(world.time.now, UTC))
+        monkeypatch.setattr(sys.modules[BaseSensorOperator.__module__], "timezone", in_reschedule_mode)
         monkeypatch.setattr("airflow_provider_whisul.retry_policy.SYSTEM_CLOCK", world.clock)
         world.play()
 

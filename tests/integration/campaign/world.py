@@ -10,30 +10,37 @@ import asyncio
 import json
 import logging
 import random
-import selectors
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
 import pytest
+from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout, TaskDeferred
 
 from airflow_provider_whisul.clock import Clock
 from airflow_provider_whisul.exceptions import WhisulAmbiguousSubmitError, WhisulRateLimitError
 from airflow_provider_whisul.hooks.whisul import WhisulHook
-from airflow_provider_whisul.hooks.whisul_async import _RATE_LIMITERS
+from airflow_provider_whisul.ledger.submission_id import SubmissionId
 from airflow_provider_whisul.operators.whisul import XCOM_JOB_ID, WhisulGenerateOperator
 from airflow_provider_whisul.retry_policy import WHISUL_RETRY_POLICY
 from airflow_provider_whisul.sandbox import LoggedRequest, Sandbox, SandboxOptions
 from airflow_provider_whisul.sandbox.options import GET_FAULTS, POST_FAULTS
 from airflow_provider_whisul.sensors.whisul import WhisulJobSensor
+from airflow_provider_whisul.version_compat import AirflowRescheduleException
+from tests.integration.campaign.traffic import HELD_SECONDS, Traffic
 from tests.support.airflow import FAIL_METHOD, AirflowTask, Deferral, Killed, TaskContext, TaskStore, event_of
-from tests.support.clock import NOON, FakeClock
+from tests.support.clock import LoopTime, VirtualLoop
+from tests.support.reconciliation import check_ledger
 
 SANDBOXES = 6
 SONGS_PER_SANDBOX = 12
+
+#: Real seconds that a slow response takes where it is not held back.
+SLOW_SECONDS = 0.005
 
 #: So short that Airflow's masking lets it pass: what is to be found must not be hidden by somebody else.
 KEY = "Kq7~"
@@ -46,7 +53,13 @@ TOLERANCE = 1e-6
 JOB_DIRECTIVES = (
     *("", "", "", "", "[sandbox:fail]", "[sandbox:fail=1]", "[sandbox:fail=2]", "[sandbox:expired]"),
     *("[sandbox:forever]", "[sandbox:status=mastering]", "[sandbox:status=queued][sandbox:seconds=200]"),
-    *("[sandbox:bare-track]", "[sandbox:hostile]", "[sandbox:duration=95]", "[sandbox:seconds=0]"),
+    *("[sandbox:song-late=20]", "[sandbox:hostile]", "[sandbox:duration=95]", "[sandbox:seconds=0]"),
+    *(
+        "[sandbox:song-late]",
+        "[sandbox:bare-track]",
+        "[sandbox:end-status= Done]",
+        "[sandbox:fail][sandbox:end-status=ERROR]",
+    ),
 )
 
 
@@ -74,6 +87,11 @@ DEFERRAL_INTERRUPTIONS = [
 ]
 
 
+#: How a job is waited for on the worker: by a sensor in either mode, or by the hook alone, as in a user's own task.
+#: Airflow 2 reads from its database when a sensor was first rescheduled.
+SENSOR_MODES = ("poke", "hook") if airflow_version.startswith("2.") else ("poke", "reschedule", "hook")
+
+
 class Overdue(BaseException):
     """A try does not end. It is no Exception, so that no task handles it."""
 
@@ -87,6 +105,9 @@ class SongTask:
     conn_id: str
     wait: bool
     deferrable: bool
+    #: What waits for a job that the operator does not wait for, where it is not the triggerer: see ``SENSOR_MODES``.
+    sensor_mode: str
+    #: Whether Airflow has a task state store. Else the record is in the machine's folder.
     with_store: bool
     durable: bool
     on_ambiguous: str
@@ -99,11 +120,11 @@ class SongTask:
     @property
     def keeps_state(self) -> bool:
         """Whether a later try knows what an earlier one has submitted."""
-        return self.with_store and self.durable
+        return self.durable
 
     @property
     def short_timeout(self) -> bool:
-        """Whether requests time out before the sandbox's slow responses come."""
+        """Whether slow responses come only after the requests have timed out, which no other request does."""
         return self.conn_id == "whisul_short_timeout"
 
 
@@ -116,6 +137,10 @@ class Try:
     interruption: Interruption | None
     is_sensor: bool
     started: float
+    #: Whether the hook alone waits for the job, outside of the provider's operators.
+    by_hook: bool = False
+    #: When a sensor was first rescheduled, in this try or in one before it.
+    rescheduled_at: float | None = None
     number: int = 0
     max_tries: int = 0
     ended: float = 0.0
@@ -148,12 +173,28 @@ class Try:
         )
 
 
+@dataclass
+class HookTask:
+    """A user's own task, which waits for a job with the hook."""
+
+    hook: WhisulHook
+    job_id: str
+    song: SongTask
+
+    def execute(self, context: Any) -> Any:
+        return self.hook.wait_for_job(self.job_id, self.song.poll_interval, self.song.timeout).song
+
+
 class TryContext(TaskContext):
     """The context of a try, whose worker may be killed when it pushes the job's id."""
 
     def __init__(self, this: Try) -> None:
         super().__init__()
         self.this = this
+
+    def get_first_reschedule_date(self, context: Any) -> Any:
+        at = self.this.rescheduled_at
+        return None if at is None else datetime.fromtimestamp(at, UTC)
 
     def xcom_push(self, key: str, value: Any) -> None:
         if self.this.interruption is Interruption.AFTER_RECORD and key == XCOM_JOB_ID:
@@ -166,14 +207,20 @@ class KillableHook(WhisulHook):
 
     interruption: Interruption | None = None
 
-    def generate(self, prompt: str, *, before_send: Callable[[], None] | None = None) -> str:
+    def generate(
+        self,
+        prompt: str,
+        *,
+        before_send: Callable[[], None] | None = None,
+        submission: SubmissionId | None = None,
+    ) -> str:
         def before_post() -> None:
             if before_send is not None:
                 before_send()
             if self.interruption is Interruption.BEFORE_POST:
                 raise Killed(self.interruption)
 
-        job_id = super().generate(prompt, before_send=before_post)
+        job_id = super().generate(prompt, before_send=before_post, submission=submission)
         if self.interruption is Interruption.AFTER_POST:
             raise Killed(self.interruption)
         return job_id
@@ -197,39 +244,6 @@ class Log(logging.Handler):
         return "\n".join(lines)
 
 
-class _Selector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
-    """Waits for the sandbox in real time, and for the account's rate limiter in the campaign's."""
-
-    def __init__(self, time: FakeClock) -> None:
-        super().__init__()
-        self.clock = time
-        self.anyone_waits: Callable[[], bool] = lambda: False
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        ready = super().select(0 if self.anyone_waits() else timeout)
-        if not ready and timeout is not None:
-            # At least the least difference between two floats of today's Unix seconds.
-            self.clock.now += max(timeout, 1e-6)
-        return ready
-
-
-class CampaignLoop(asyncio.SelectorEventLoop):
-    """An event loop that keeps the campaign's time. One trigger runs in it and waits for one thing at a time."""
-
-    def __init__(self, time: FakeClock) -> None:
-        selector = _Selector(time)
-        selector.anyone_waits = self._anyone_waits
-        self._clock = time
-        super().__init__(selector)
-        self._clock_resolution = 1e-6
-
-    def time(self) -> float:
-        return self._clock.now - NOON
-
-    def _anyone_waits(self) -> bool:
-        return any(limiter._waiting for limiter in _RATE_LIMITERS.get(self, {}).values())
-
-
 #: What checks a try: see :class:`World`.
 JudgeTry = Callable[[SongTask, list[Try], Sandbox, TaskStore | None], None]
 
@@ -240,21 +254,30 @@ class World:
 
     :param seed: The seed.
     :param log: Collects what each try logs and prints.
-    :param setenv: Sets an environment variable.
+    :param monkeypatch: Sets environment variables, and keeps the clients in step with the sandbox.
     :param judge: Is called after each try with the task, its tries so far, the sandbox and the task state store.
     """
 
-    def __init__(self, seed: int, log: Log, setenv: Callable[[str, str], None], judge: JudgeTry) -> None:
+    sandboxes = SANDBOXES
+    songs_per_sandbox = SONGS_PER_SANDBOX
+
+    def __init__(self, seed: int, log: Log, monkeypatch: pytest.MonkeyPatch, judge: JudgeTry) -> None:
         self.seed = seed
         self.judge = judge
         #: A new one for each sandbox and each song, so that no song depends on the songs before it.
         self.rng = random.Random()
         self.log = log
-        self.setenv = setenv
-        self.time = FakeClock(on_sleep=self._before_sleep)
-        self.runner = asyncio.Runner(loop_factory=lambda: CampaignLoop(self.time))
+        self.setenv = monkeypatch.setenv
+        loop = VirtualLoop()
+        self.time = LoopTime(loop, on_sleep=self._before_sleep)
+        self.runner = asyncio.Runner(loop_factory=lambda: loop)
+        self.traffic = Traffic(loop, monkeypatch)
         self.clock = Clock(
-            time=self.time.time, sleep=self.time.sleep, async_sleep=self._async_sleep, random=lambda: self.rng.random()
+            time=self.time.time,
+            monotonic=self.time.monotonic,
+            sleep=self.time.sleep,
+            async_sleep=self._async_sleep,
+            random=lambda: self.rng.random(),
         )
         self.figures: Counter[str] = Counter()
         self.faults: set[str] = set()
@@ -264,18 +287,20 @@ class World:
 
     def play(self) -> None:
         """Run all songs through one sandbox after the other."""
-        for number in range(SANDBOXES):
+        for number in range(self.sandboxes):
             options = self._options(number)
-            with Sandbox(options, clock=self.time.time) as self.sandbox:
+            with Sandbox(options, clock=self.time.time, on_request=self.traffic.on_request) as self.sandbox:
+                self._sent_before = self.traffic.sent
                 connection = json.loads(self.sandbox.connection)
                 # The songs come one after the other, so that the rate limiter matters only while the key is blocked.
-                for conn_id, extra in (("WHISUL_DEFAULT", {}), ("WHISUL_SHORT_TIMEOUT", {"timeout": 0.08})):
+                for conn_id, extra in (("WHISUL_DEFAULT", {}), ("WHISUL_SHORT_TIMEOUT", {"timeout": 0.2})):
                     extra["max_requests_per_second"] = 1e6
                     self.setenv(f"AIRFLOW_CONN_{conn_id}", json.dumps({**connection, "extra": extra}))
-                for place in range(SONGS_PER_SANDBOX):
-                    self._play_song(self._song(number * SONGS_PER_SANDBOX + place))
+                for place in range(self.songs_per_sandbox):
+                    self._play_song(self._song(number * self.songs_per_sandbox + place))
                 assert not any(request.key_elsewhere for request in self.sandbox.requests)
                 assert {request.authorization for request in self.sandbox.requests} == {"ok"}
+                check_ledger(self.sandbox)
                 self.faults |= {request.fault for request in self.sandbox.requests if request.fault}
 
     def _options(self, number: int) -> SandboxOptions:
@@ -292,7 +317,7 @@ class World:
             seed=self.seed * SANDBOXES + number,
             job_seconds=(5.0, rng.choice([30.0, 150.0])),
             fault_rates=rates,
-            slow_seconds=0.005,
+            slow_seconds=SLOW_SECONDS,
             # A window of minutes, so that a single song already meets the limit.
             rate_limit=rng.choice([None, None, 3, 6]),
             rate_window=rng.choice([30.0, 120.0]),
@@ -307,17 +332,19 @@ class World:
         prompt = f"song {number} of {self.seed} {rng.choice(JOB_DIRECTIVES)}"
         # So that each fault occurs, whatever the rates are.
         faults = GET_FAULTS + POST_FAULTS
-        if number % 24 < len(faults):
-            prompt += f"[sandbox:{faults[number % 24]}]"
+        turn = number % (len(faults) + 3)
+        if turn < len(faults):
+            prompt += f"[sandbox:{faults[turn]}]"
         short_timeout = rng.random() < 0.1
         if short_timeout:
-            prompt += rng.choice(["[sandbox:get-slow=0.1]", "[sandbox:post-slow=0.1]"])
+            prompt += rng.choice(["[sandbox:get-slow]", "[sandbox:post-slow]"])
         return SongTask(
             name=f"seed {self.seed} song {number}",
             prompt=" " if rng.random() < 0.02 else prompt,
             conn_id="whisul_short_timeout" if short_timeout else "whisul_default",
             wait=rng.random() < 0.75,
             deferrable=rng.random() < 0.5,
+            sensor_mode=rng.choice(SENSOR_MODES),
             with_store=rng.random() < 0.75,
             durable=rng.random() < 0.9,
             on_ambiguous=rng.choice(["retry", "retry", "retry", "fail"]),
@@ -330,6 +357,7 @@ class World:
 
     def _play_song(self, song: SongTask) -> None:
         self.figures["songs"] += 1
+        self._hold_slow_responses(song.short_timeout)
         tries = self._play_task(song, None)
         job_id = tries[-1].outcome
         if isinstance(job_id, str):
@@ -347,6 +375,9 @@ class World:
         while True:
             interruption = self._interruption(song, job_id is not None) if rng.random() < 0.4 else None
             this = Try(prompt, job_id, interruption, job_id is not None, self.time.now)
+            this.by_hook = this.is_sensor and not song.deferrable and song.sensor_mode == "hook"
+            if tries and tries[-1].max_tries == task.max_tries:
+                this.rescheduled_at = tries[-1].rescheduled_at
             tries.append(this)
             self._run(song, this, task)
             self.judge(song, tries, self.sandbox, task.store)
@@ -372,6 +403,17 @@ class World:
             interruptions += DEFERRAL_INTERRUPTIONS if song.deferrable else [Interruption.WHILE_WAITING] * 2
         return self.rng.choice(interruptions)
 
+    def _hold_slow_responses(self, holds: bool) -> None:
+        """Decide whether the sandbox's slow responses come only after the client has given up."""
+        self.traffic.holds = holds
+        self.sandbox_options.__dict__["slow_seconds"] = HELD_SECONDS if holds else SLOW_SECONDS
+
+    def _requests_since(self, before: int) -> list[LoggedRequest]:
+        """Return the requests since the sandbox had logged so many. Each that was sent is among them."""
+        requests = self.sandbox.requests
+        self.traffic.check(len(requests) + self._sent_before)
+        return [self.traffic.as_met(request) for request in requests[before:]]
+
     @property
     def sandbox_options(self) -> SandboxOptions:
         return self.sandbox._state.options
@@ -390,7 +432,11 @@ class World:
                 delay = float(decision.retry_delay.total_seconds())
                 if isinstance(error, WhisulRateLimitError):
                     asked = self.sandbox_options.block_seconds if self.sandbox_options.retry_after else 0.0
-                    limited = [request.at for request in self.sandbox.requests if request.status == 429]
+                    limited = [
+                        request.at
+                        for request in self.sandbox.requests
+                        if request.status == 429 and request.fault != "post-no-credits"
+                    ]
                     asked -= self.time.now - limited[-1]
                     assert delay >= max(BACKOFF_SCHEDULE[0], asked) - TOLERANCE, (
                         f"{song.name}: tried again inside a 429 wait"
@@ -408,7 +454,7 @@ class World:
         this.number, this.max_tries = context.try_number, context.max_tries
         try:
             try:
-                this.outcome = context.run(self._operator(song, this))
+                this.outcome = self._execute(song, this, context)
             except TaskDeferred as deferred:
                 this.outcome = self._continue(song, this, context, Deferral.from_exception(deferred), before)
             if this.interruption is Interruption.AFTER_RETURN:
@@ -417,16 +463,31 @@ class World:
             this.outcome = error
         this.ended = self.time.now
         this.log = self.log.take()
-        this.requests = self.sandbox.requests[before:]
+        this.requests = self._requests_since(before)
         this.stored += [json.dumps(context.xcoms), json.dumps(task.store)]
+
+    def _execute(self, song: SongTask, this: Try, context: TryContext) -> Any:
+        """Run the task until it ends or defers."""
+        while True:
+            try:
+                return context.run(self._operator(song, this))
+            except AirflowRescheduleException as again:
+                if this.rescheduled_at is None:
+                    this.rescheduled_at = this.started
+                self.time.now = max(self.time.now, again.reschedule_date.timestamp())
+                if self.time.now > self._limit:
+                    raise Overdue(f"{song.name}: a sensor is rescheduled for ever") from None
 
     def _operator(self, song: SongTask, this: Try) -> Any:
         """Create the operator or sensor, as each process of Airflow does."""
         operator: Any
         common = {"task_id": "song", "whisul_conn_id": song.conn_id, "deferrable": song.deferrable}
         common |= {"retries": song.retries, "timeout": song.timeout}
+        if this.by_hook:
+            return HookTask(WhisulHook(song.conn_id, clock=self.clock), str(this.job_id), song)
         if this.is_sensor:
-            operator = WhisulJobSensor(job_id=str(this.job_id), poke_interval=song.poll_interval, **common)
+            mode = "reschedule" if song.sensor_mode == "reschedule" else "poke"
+            operator = WhisulJobSensor(job_id=str(this.job_id), poke_interval=song.poll_interval, mode=mode, **common)
         else:
             operator = WhisulGenerateOperator(
                 prompt=this.prompt,
@@ -486,6 +547,8 @@ class World:
         count["tries"] += 1
         count["POSTs"] += len(this.posts)
         count["polls"] += len(this.polls)
+        count["by hook"] += this.by_hook
+        count["rescheduled"] += this.rescheduled_at is not None
         count["429"] += sum(request.status == 429 for request in this.requests)
         count["ambiguous submissions"] += isinstance(this.outcome, WhisulAmbiguousSubmitError)
         count["re-attached"] += not this.is_sensor and not this.posts and bool(this.polls)

@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_whisul import metrics
-from airflow_provider_whisul.api.messages import Request
+from airflow_provider_whisul.api.messages import MAX_RETRY_AFTER, Request
 from airflow_provider_whisul.exceptions import (
     WhisulAmbiguousSubmitError,
     WhisulConfigurationError,
     WhisulConnectionError,
-    WhisulError,
     WhisulInvalidInputError,
     WhisulJobFailedError,
     WhisulJobNotFoundError,
@@ -30,8 +29,9 @@ from airflow_provider_whisul.exceptions import (
     WhisulUnauthorizedError,
 )
 from airflow_provider_whisul.hooks.whisul import WhisulHook
-from airflow_provider_whisul.rate_limit.rate_limiter import PROBE_TIMEOUT
-from airflow_provider_whisul.rate_limit.shared_rate_limiter import CHECK_INTERVAL
+from airflow_provider_whisul.rate_limit.block import PROBE_TIMEOUT
+from airflow_provider_whisul.rate_limit.limiter_client import CHECK_INTERVAL
+from airflow_provider_whisul.rate_limit.throttle import INITIAL_RATE
 from airflow_provider_whisul.sandbox import Sandbox
 from tests.support.clock import NOON, FakeClock
 from tests.support.servers import Proxy
@@ -141,12 +141,12 @@ class TestGenerate:
     ) -> None:
         sandbox = start_sandbox(rate_limit=1, block_seconds=86_400.0, retry_after=True)
         hook.generate("one")
-        with pytest.raises(WhisulRateLimitError, match="answered 429.*asks to wait 86400 s") as caught:
+        with pytest.raises(WhisulRateLimitError, match="answered 429.*asks to wait 900 s") as caught:
             hook.generate("two")
         assert sum(clock.slept) == 0
         assert statuses(sandbox, "POST") == [202, 429]
-        assert (caught.value.http_status, caught.value.retry_after) == (429, 86_400)
-        assert caught.value.cooldown == 86_400
+        assert (caught.value.http_status, caught.value.retry_after) == (429, MAX_RETRY_AFTER)
+        assert caught.value.cooldown == MAX_RETRY_AFTER
         assert not any("Sending the request again" in line for line in task_log())
 
     def test_waits_ten_minutes_at_most_for_all_attempts_together(
@@ -188,33 +188,6 @@ class TestGenerate:
         with pytest.raises(ConnectionResetError, match="no state store"):
             hook.generate("a song", before_send=fail)
         assert sandbox.requests == []
-
-    @pytest.mark.parametrize(
-        ("fault", "error"),
-        [
-            ("post-500", WhisulServerError),
-            ("post-502-html", WhisulServerError),
-            ("post-drop", WhisulConnectionError),
-            ("post-drop-before", WhisulConnectionError),
-            ("post-truncated", WhisulResponseError),
-            ("post-html-202", WhisulResponseError),
-            ("post-no-id", WhisulResponseError),
-            ("post-bad-id", WhisulResponseError),
-        ],
-    )
-    def test_never_sends_a_submission_again_that_may_have_arrived(
-        self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock, fault: str, error: type[WhisulError]
-    ) -> None:
-        with pytest.raises(WhisulAmbiguousSubmitError, match="may have been paid for") as caught:
-            hook.generate(f"a song [sandbox:{fault}]")
-        assert type(caught.value.__cause__) is error
-        assert len(sandbox.requests) == 1
-        assert clock.slept == []
-
-    def test_a_redirect_of_a_submission_is_not_ambiguous(self, sandbox: Sandbox, hook: WhisulHook) -> None:
-        with pytest.raises(WhisulResponseError, match="redirect"):
-            hook.generate("a song [sandbox:post-redirect]")
-        assert len(sandbox.requests) == 1
 
     def test_does_not_send_a_submission_again_after_a_time_out(
         self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
@@ -353,16 +326,37 @@ class TestGetJob:
             server.close()
 
 
+def test_the_log_names_the_job_and_how_long_it_is_polled(
+    sandbox: Sandbox, hook: WhisulHook, task_log: Callable[[], list[str]]
+) -> None:
+    job_id = hook.generate("a song")
+    hook.wait_for_job(job_id, poll_interval=25, timeout=3600)
+    lines = task_log()
+    assert any(f"Whisul accepted the prompt 'a song' as job {job_id}" in line for line in lines)
+    assert any(f"Polling Whisul job {job_id} every 25 s, until 2026-" in line for line in lines)
+
+
+def test_an_id_that_cannot_be_a_jobs_is_in_no_log_line_and_not_waited_for(
+    sandbox: Sandbox, hook: WhisulHook, clock: FakeClock, task_log: Callable[[], list[str]]
+) -> None:
+    with pytest.raises(WhisulInvalidInputError):
+        hook.wait_for_job("a-job\nforged line", delay=10)
+    assert not any("forged line" in line for line in task_log())
+    assert clock.slept == []
+
+
 class TestWaitForJob:
     def test_polls_once_per_interval(self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock) -> None:
         job_id = hook.generate("a song")
         job = hook.wait_for_job(job_id, poll_interval=25, timeout=3600)
         assert job.completed
-        assert clock.slept == [25, 25, 25]
+        assert clock.slept == [0, 25, 25, 25]
 
     def test_a_failed_job_is_raised_with_its_reason(self, sandbox: Sandbox, hook: WhisulHook) -> None:
         job_id = hook.generate("a song [sandbox:fail]")
-        with pytest.raises(WhisulJobFailedError, match=f"{job_id} failed: Generation failed") as caught:
+        with pytest.raises(
+            WhisulJobFailedError, match=f"The song failed: Generation failed .*a song.*{job_id}"
+        ) as caught:
             hook.wait_for_job(job_id)
         assert caught.value.job_id == job_id
 
@@ -373,6 +367,15 @@ class TestWaitForJob:
         with pytest.raises(WhisulJobTimeoutError, match="may still be running"):
             hook.wait_for_job(job_id, poll_interval=20, timeout=50)
         assert clock.now == NOON + 50
+
+    def test_the_first_poll_comes_at_the_end_of_the_timeout_at_the_latest(
+        self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock
+    ) -> None:
+        job_id = hook.generate("a song [sandbox:forever]")
+        began = clock.now
+        with pytest.raises(WhisulJobTimeoutError):
+            hook.wait_for_job(job_id, poll_interval=30, timeout=8, delay=30)
+        assert clock.now - began == 8
 
     def test_tolerates_transient_failures_and_429s(self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock) -> None:
         job_id = hook.generate("a song [sandbox:get-500=7][sandbox:get-429=1]")
@@ -388,12 +391,15 @@ class TestWaitForJob:
         assert throttled.status == 429
         assert next_poll.at - throttled.at >= 900
 
+    def test_lives_through_404s_and_a_late_song(self, sandbox: Sandbox, hook: WhisulHook) -> None:
+        assert hook.wait_for_job(hook.generate("a song [sandbox:get-404=6][sandbox:song-late=20]")).has_song_url
+
     def test_refuses_to_poll_too_fast(self, hook: WhisulHook) -> None:
         with pytest.raises(ValueError, match="once every 5 to 10 s"):
             hook.wait_for_job("some-job", poll_interval=4.9)
 
 
-class TestSharedRateLimiter:
+class TestOneRateLimiterForAllTasks:
     """Two hooks stand for two tasks on one machine."""
 
     @pytest.fixture
@@ -448,7 +454,7 @@ class TestSharedRateLimiter:
     ) -> None:
         job_id = begin_block(hook)
         clock.now += 5
-        probe = hook._rate_limiter.acquire(max_wait=0)
+        probe = hook._rate_limiter.acquire("poll", max_wait=0)
         clock.on_sleep = lambda _: hook._rate_limiter.on_response(probe, throttled=False) and None
         other.get_job(job_id, retry=False)
         assert pauses(sandbox) == pytest.approx([0, 5 + CHECK_INTERVAL])
@@ -458,7 +464,7 @@ class TestSharedRateLimiter:
     ) -> None:
         job_id = begin_block(hook)
         clock.now += 5
-        hook._rate_limiter.acquire(max_wait=0)
+        hook._rate_limiter.acquire("poll", max_wait=0)
         other.get_job(job_id)
         assert pauses(sandbox) == pytest.approx([0, 5 + PROBE_TIMEOUT])
 
@@ -478,8 +484,8 @@ class TestSharedRateLimiter:
         connect(monkeypatch, sandbox.base_url, max_requests_per_second="")
         for number in range(40):
             hook.generate(f"{number}")
-        assert pauses(sandbox)[0] == pytest.approx(0.5)
-        assert pauses(sandbox)[-1] < 0.25
+        assert pauses(sandbox)[0] == pytest.approx(1 / INITIAL_RATE)
+        assert pauses(sandbox)[-1] < 0.5 / INITIAL_RATE
 
     def test_two_tasks_share_one_rate(
         self, sandbox: Sandbox, hook: WhisulHook, other: WhisulHook, monkeypatch: pytest.MonkeyPatch
@@ -489,32 +495,6 @@ class TestSharedRateLimiter:
             hook.generate(f"one {number}")
             other.generate(f"two {number}")
         assert pauses(sandbox) == pytest.approx([0.25] * 7)
-
-
-class TestTestConnection:
-    def test_accepted_key(self, sandbox: Sandbox, hook: WhisulHook) -> None:
-        assert hook.test_connection() == (True, "Whisul accepts the API key.")
-        assert [request.method for request in sandbox.requests] == ["GET"]
-
-    def test_refused_key_is_told_at_once(self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock) -> None:
-        sandbox.revoke_key()
-        ok, message = hook.test_connection()
-        assert not ok
-        assert "401" in message
-        assert clock.slept == []
-
-    def test_uses_the_connection_that_the_hook_was_given(
-        self, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("AIRFLOW_CONN_TMP_XYZ", sandbox.connection)
-        monkeypatch.delenv("AIRFLOW_CONN_WHISUL_DEFAULT")
-        assert WhisulHook(whisul_conn_id="tmp_xyz").test_connection()[0]
-
-    def test_connection_without_a_key(self, monkeypatch: pytest.MonkeyPatch, hook: WhisulHook) -> None:
-        monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", '{"conn_type": "whisul"}')
-        ok, message = hook.test_connection()
-        assert not ok
-        assert "no API key" in message
 
 
 class TestConnection:
@@ -560,7 +540,7 @@ class TestConnection:
         assert hook.generate("a song") in sandbox.jobs
 
     def test_a_redirect_is_not_followed(self, sandbox: Sandbox, hook: WhisulHook) -> None:
-        with pytest.raises(WhisulResponseError, match="redirect, which is not followed"):
+        with pytest.raises(WhisulAmbiguousSubmitError, match="redirect came back.*It is not followed"):
             hook.generate("a song [sandbox:post-redirect]")
         assert len(sandbox.requests) == 1
 

@@ -14,13 +14,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from airflow_provider_whisul.api.connection import ConnectionSettings
 from airflow_provider_whisul.exceptions import (
     WhisulConfigurationError,
     WhisulConnectionError,
     WhisulError,
     WhisulInvalidInputError,
     WhisulJobNotFoundError,
+    WhisulOutOfCreditsError,
     WhisulRateLimitError,
     WhisulResponseError,
     WhisulServerError,
@@ -62,6 +62,18 @@ def test_polls_a_job(sandbox: Sandbox, submit: Callable[[str], str], clock: Fake
     assert run(WhisulAsyncHook().get_job(job_id)) == WhisulHook(clock=clock.clock).get_job(job_id)
 
 
+def test_a_hook_that_is_used_in_several_event_loops_has_a_rate_limiter_in_each(
+    sandbox: Sandbox, submit: Callable[[str], str]
+) -> None:
+    hook, job_id = WhisulAsyncHook(), submit("a song")
+    limiters = []
+    for _ in range(2):
+        run(hook.get_job(job_id))
+        limiters.append(hook._rate_limiter)
+    assert len(gets(sandbox)) == 2
+    assert limiters[0] is not limiters[1]
+
+
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
@@ -73,7 +85,10 @@ def test_polls_a_job(sandbox: Sandbox, submit: Callable[[str], str], clock: Fake
         ("get-html-200", WhisulResponseError),
         ("get-redirect", WhisulResponseError),
         ("get-404", WhisulJobNotFoundError),
+        ("get-410", WhisulJobNotFoundError),
         ("get-401", WhisulUnauthorizedError),
+        ("get-402", WhisulOutOfCreditsError),
+        ("get-403-html", WhisulResponseError),
     ],
 )
 def test_both_clients_raise_the_same_error_for_a_response(
@@ -183,8 +198,10 @@ class TestSharedSession:
                 sandbox.restore_key("a-new-sandbox-key")
                 os.environ["AIRFLOW_CONN_WHISUL_DEFAULT"] = sandbox.connection
                 await WhisulAsyncHook().get_job(job_id)
-                with pytest.raises(WhisulUnauthorizedError):
-                    await old.get_job(job_id)
+                (session,) = whisul_async._SHARED_SESSIONS[asyncio.get_running_loop()]
+                # The other hook's session, which is still open.
+                assert session.api_key == "secret-sandbox-key"
+                assert (await old.get_job(job_id)).status == "running"
 
         run(main())
 
@@ -204,27 +221,6 @@ class TestSurroundings:
     ) -> None:
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
         assert run(WhisulAsyncHook().get_job(submit("a song"))).status == "running"
-
-    @pytest.mark.parametrize(
-        ("environment", "proxy"),
-        [
-            ({}, None),
-            ({"HTTPS_PROXY": "http://127.0.0.1:9"}, "http://127.0.0.1:9"),
-            ({"ALL_PROXY": "http://127.0.0.1:9"}, "http://127.0.0.1:9"),
-            ({"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "whisul.com"}, None),
-            ({"HTTP_PROXY": "http://127.0.0.1:9"}, None),
-        ],
-    )
-    def test_the_proxy_is_the_one_that_requests_uses(
-        self, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], proxy: str | None
-    ) -> None:
-        from requests.utils import get_environ_proxies, select_proxy
-
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        settings = ConnectionSettings("https://whisul.com/api", "some-key")
-        assert whisul_async._proxy(settings) == proxy
-        assert select_proxy(settings.base_url, get_environ_proxies(settings.base_url)) == proxy
 
     def test_a_certificate_that_cannot_be_verified_is_an_error(
         self, monkeypatch: pytest.MonkeyPatch, self_signed: str

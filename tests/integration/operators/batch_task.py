@@ -37,15 +37,11 @@ class BatchTask(AirflowTask):
     :param arguments: Other arguments of the operator; a test may change them between tries.
     """
 
-    store: TaskStore
-
     def __init__(self, sandbox: Sandbox, loop: VirtualLoop, prompts: list[str], **arguments: Any) -> None:
         super().__init__(retries=2, store=TaskStore())
         self.sandbox = sandbox
         self.loop = loop
         self.arguments = {"prompts": prompts, "timeout": 1800, **arguments}
-        #: False as before Airflow 3.3, where a task has no state store.
-        self.has_store = True
         self.context = TaskContext()
         self.events: list[Any] = []
         self.triggers: list[WhisulBatchTrigger] = []
@@ -63,8 +59,6 @@ class BatchTask(AirflowTask):
         """
         self.context = self.start_try(TaskContext())
         self.context.task_id = "songs"
-        if not self.has_store:
-            del self.context["task_state_store"]
         resume_with: tuple[Any, ...] = ()
         while True:
             try:

@@ -1,14 +1,24 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions
-from tests.integration.operators.batch_task import BatchTask, Main, Simulate
-from tests.support.clock import VirtualLoop, run_virtually
+from tests.integration.operators.batch_task import BatchTask, Main, MakeBatch, Simulate
+from tests.integration.operators.song_task import MakeTask, SongTask
+from tests.support.clock import FakeClock, VirtualLoop, run_virtually
+from tests.support.homes import HOMES, Home
 
 KEY = "secret-sandbox-key"
+
+
+@pytest.fixture(params=HOMES)
+def home(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Home:
+    """Each of the places where a task's record can be kept."""
+    (tmp_path / "state").mkdir()
+    return Home.set_up(request.param, monkeypatch, tmp_path / "state")
 
 
 @pytest.fixture
@@ -25,3 +35,27 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Simulate:
         run_virtually(with_sandbox)
 
     return simulate
+
+
+@pytest.fixture
+def simulate_at_home(simulate: Simulate, home: Home) -> Simulate:
+    """The same with the record of each batch in each of the homes."""
+
+    def simulate_at_home(main: Main, **options: Any) -> None:
+        async def at_home(make: MakeBatch) -> None:
+            def make_at_home(prompts: list[str], **arguments: Any) -> BatchTask:
+                batch = make(prompts, **arguments)
+                batch.store = home.task_store()
+                return batch
+
+            await main(make_at_home)
+
+        simulate(at_home, **options)
+
+    return simulate_at_home
+
+
+@pytest.fixture
+def task(sandbox: Sandbox, clock: FakeClock, home: Home) -> MakeTask:
+    """Make a :class:`SongTask` whose record is kept in each of the homes."""
+    return lambda **arguments: SongTask(clock, home.task_store(), **arguments)

@@ -61,6 +61,12 @@ def test_waits_on_the_worker(sandbox: Sandbox, make: Make, clock: FakeClock) -> 
     assert clock.slept == [20, 20, 20]
 
 
+def test_the_log_shows_the_beginning_of_a_long_title(make: Make, task_log: Callable[[], list[str]]) -> None:
+    event = {"status": "completed", "job_id": "some-job", "song": {"job_id": "some-job", "title": "W" * 1_000}}
+    make().resume_execution("execute_complete", {"event": event, "job_id": "some-job"}, TaskContext())
+    assert any(f"Whisul job some-job is completed: '{'W' * 59}…'" in line for line in task_log())
+
+
 def test_the_trigger_holds_only_ids_and_times(sandbox: Sandbox, make: Make) -> None:
     context = TaskContext()
     with pytest.raises(TaskDeferred) as deferred:
@@ -73,13 +79,15 @@ def test_the_trigger_holds_only_ids_and_times(sandbox: Sandbox, make: Make) -> N
         "whisul_conn_id": "whisul_default",
         "poll_interval": 7,
         "deadline": NOON + 600,
-        "submitted_at": NOON,
+        "deadline_source": "timeout",
         "not_before": None,
+        "submitted_at": NOON,
+        "dag_id": make().dag_id,
     }
     # Airflow's own timeout comes later, so that the clear message wins.
     assert deferred.value.timeout == timedelta(seconds=600 + FRAMEWORK_TIMEOUT_MARGIN)
     assert deferred.value.method_name == "execute_complete"
-    assert deferred.value.kwargs == {"job_id": job_id, "try_number": 1}
+    assert deferred.value.kwargs == {"job_id": job_id, "try_number": 1, "prompt": "a trap song"}
     # A job that was just submitted is not polled yet.
     assert [request.method for request in sandbox.requests] == ["POST"]
 
@@ -174,3 +182,24 @@ def test_a_try_that_is_resumed_with_its_own_event_submits_nothing(
     resumed = {"event": event, "job_id": "some-job", "try_number": 1}
     assert make().resume_execution("execute_complete", resumed, TaskContext()) == event["song"]
     assert sandbox.requests == []
+
+
+@pytest.mark.parametrize(("fail", "word"), [("", "COMPLETED"), ("", "succeeded"), ("[sandbox:fail]", "Error")])
+def test_another_word_for_the_end_of_a_job_ends_the_wait(
+    sandbox: Sandbox, make: Make, clock: FakeClock, fail: str, word: str
+) -> None:
+    prompt = f"a song {fail}[sandbox:end-status={word}]"
+    operator = make(prompt=prompt, wait_for_completion=True, deferrable=False)
+    if fail:
+        with pytest.raises(WhisulJobFailedError, match="Generation failed"):
+            TaskContext().run(operator)
+    else:
+        assert TaskContext().run(operator)["song_url"]
+    assert sum(clock.slept) < 100
+
+
+def test_a_refused_prompt_ends_the_task_for_good(sandbox: Sandbox, make: Make) -> None:
+    for status in (413, 422):
+        with pytest.raises(WhisulInvalidInputError, match=f"answered {status}"):
+            TaskContext().run(make(prompt=f"a song [sandbox:post-{status}]"))
+    assert len(sandbox.requests) == 2

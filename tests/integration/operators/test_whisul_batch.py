@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import defaultdict
 from collections.abc import Callable
@@ -12,15 +13,22 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_whisul.api.messages import Response, read_job
+from airflow_provider_whisul.api.messages import Response
 from airflow_provider_whisul.api.models import Song, WhisulJob
+from airflow_provider_whisul.api.outcomes import read_job
 from airflow_provider_whisul.exceptions import (
     WhisulJobFailedError,
+    WhisulJobTimeoutError,
+    WhisulServerError,
     WhisulUnauthorizedError,
 )
+from airflow_provider_whisul.hooks.whisul import WhisulHook
+from airflow_provider_whisul.operators.whisul import WhisulGenerateOperator
 from airflow_provider_whisul.operators.whisul_batch import WhisulGenerateBatchOperator
 from airflow_provider_whisul.sandbox import Sandbox
-from airflow_provider_whisul.state.batch_state import MAX_POLLED_JOBS, MAX_SONG_BYTES, BatchSong, BatchState
+from airflow_provider_whisul.sensors.whisul import WhisulJobSensor
+from airflow_provider_whisul.state.batch_song import MAX_SONG_BYTES, BatchSong
+from airflow_provider_whisul.state.batch_state import MAX_POLLED_JOBS, BatchState
 from airflow_provider_whisul.state.state_store import MAX_ENTRY_BYTES
 from airflow_provider_whisul.triggers.events import chunk_from_event
 from airflow_provider_whisul.triggers.whisul_batch import WhisulBatchTrigger
@@ -41,11 +49,11 @@ def assert_polled_gently(sandbox: Sandbox) -> None:
     assert all(after - before >= 5 - 1e-6 for at in polls.values() for before, after in pairwise(at))
 
 
-@pytest.mark.parametrize("has_store", [True, False])
-def test_the_songs_are_returned_in_the_order_of_their_prompts(simulate: Simulate, has_store: bool) -> None:
+@pytest.mark.parametrize("durable", [True, False])
+def test_the_songs_are_returned_in_the_order_of_their_prompts(simulate: Simulate, durable: bool) -> None:
     async def main(make: MakeBatch) -> None:
         batch = make(numbered_prompts(100))
-        batch.has_store = has_store
+        batch.arguments["durable"] = durable
         results = await batch.attempt()
         assert [result["prompt"] for result in results] == numbered_prompts(100)
         for result in results:
@@ -56,7 +64,7 @@ def test_the_songs_are_returned_in_the_order_of_their_prompts(simulate: Simulate
             assert result["song"]["song_url"]
         assert set(batch.posts().values()) == {1}
         assert_polled_gently(batch.sandbox)
-        for value in (batch.store if has_store else batch.context.xcoms).values():
+        for value in ((batch.store or {}) if durable else batch.context.xcoms).values():
             assert len(json.dumps(value)) < MAX_ENTRY_BYTES
 
     simulate(main)
@@ -78,7 +86,7 @@ def test_song_data_too_large_for_an_event_is_fetched_by_the_worker(
     simulate: Simulate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_whisul.triggers.whisul_batch.MAX_SONG_BYTES", 10)
-    monkeypatch.setattr("airflow_provider_whisul.state.batch_state.MAX_SONG_BYTES", 10)
+    monkeypatch.setattr("airflow_provider_whisul.state.batch_song.MAX_SONG_BYTES", 10)
 
     async def main(make: MakeBatch) -> None:
         batch = make(numbered_prompts(3))
@@ -93,7 +101,7 @@ def test_a_song_too_large_to_keep_whose_job_is_not_found_is_one_failed_song(
     simulate: Simulate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_whisul.triggers.whisul_batch.MAX_SONG_BYTES", 10)
-    monkeypatch.setattr("airflow_provider_whisul.state.batch_state.MAX_SONG_BYTES", 10)
+    monkeypatch.setattr("airflow_provider_whisul.state.batch_song.MAX_SONG_BYTES", 10)
 
     async def main(make: MakeBatch) -> None:
         batch = make(["early [sandbox:seconds=20]", "late [sandbox:seconds=900]"])
@@ -115,7 +123,7 @@ def test_a_song_too_large_to_keep_that_cannot_be_fetched_loses_no_other_song(
     simulate: Simulate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_whisul.triggers.whisul_batch.MAX_SONG_BYTES", 10)
-    monkeypatch.setattr("airflow_provider_whisul.state.batch_state.MAX_SONG_BYTES", 10)
+    monkeypatch.setattr("airflow_provider_whisul.state.batch_song.MAX_SONG_BYTES", 10)
 
     async def main(make: MakeBatch) -> None:
         batch = make(numbered_prompts(2))
@@ -134,6 +142,33 @@ def test_a_song_too_large_to_keep_that_cannot_be_fetched_loses_no_other_song(
     simulate(main)
 
 
+def test_a_song_too_large_to_keep_that_cannot_be_fetched_for_now_is_one_failed_song(
+    simulate: Simulate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_whisul.triggers.whisul_batch.MAX_SONG_BYTES", 10)
+    monkeypatch.setattr("airflow_provider_whisul.state.batch_song.MAX_SONG_BYTES", 10)
+    get_job = WhisulHook.get_job
+    fetched: list[dict[str, Any]] = []
+
+    def failing(hook: WhisulHook, job_id: str, **options: Any) -> WhisulJob:
+        fetched.append(options)
+        if len(fetched) <= 2:
+            raise WhisulServerError("503", job_id=job_id, http_status=503)
+        return get_job(hook, job_id, **options)
+
+    async def main(make: MakeBatch) -> None:
+        batch = make(numbered_prompts(4))
+        with pytest.raises(WhisulJobTimeoutError, match="2 of 4 songs failed.*is completed, but could not be fetched"):
+            await batch.attempt()
+        # The first is fetched with all of the hook's attempts, and the others with one each.
+        assert [options["retry"] for options in fetched] == [True, False, False, False]
+        assert {result["status"] for result in await batch.attempt()} == {"completed"}
+        assert set(batch.posts().values()) == {1}
+
+    monkeypatch.setattr(WhisulHook, "get_job", failing)
+    simulate(main)
+
+
 def completed_job(job_id: str, title: str) -> WhisulJob:
     song: Song = {
         "job_id": job_id,
@@ -141,7 +176,7 @@ def completed_job(job_id: str, title: str) -> WhisulJob:
         "title": title,
         "bpm": None,
         "duration_seconds": None,
-        "song_url": None,
+        "song_url": "https://media.test/song.wav",
         "image_url": None,
         "tags": [],
         "started_at": None,
@@ -196,11 +231,14 @@ class TestSizes:
         monkeypatch.setattr("airflow_provider_whisul.hooks.whisul_async.read_job", read)
         simulate(main)
 
-    def test_long_job_ids_fit_into_the_arguments_of_a_trigger(self) -> None:
-        songs = [BatchSong(f"song {number}", "running", f"{number:0200d}") for number in range(MAX_POLLED_JOBS)]
+    @pytest.mark.parametrize("length", [100, 200])
+    def test_long_job_ids_fit_into_the_arguments_of_a_trigger(self, length: int) -> None:
+        songs = [BatchSong(f"song {number}", "running", f"{number:0{length}d}") for number in range(MAX_POLLED_JOBS)]
         polled = BatchState(songs, TaskStore(), 0).to_poll()
-        assert polled == [song.job_id for song in songs[: len(polled)]]
-        trigger = WhisulBatchTrigger(polled, "c" * 200, 10, 0)
+        assert polled == songs[: len(polled)]
+        trigger = WhisulBatchTrigger(
+            [str(song.job_id) for song in polled], "c" * 200, 10, 0, submitted_before=[1234.5] * len(polled)
+        )
         assert MAX_ENTRY_BYTES - 2_500 < len(json.dumps(trigger.serialize())) < MAX_ENTRY_BYTES
 
 
@@ -220,15 +258,46 @@ class TestArgumentsRefusedWhenTheDagIsRead:
         [
             ({"poll_interval": 4}, "once every 5 to 10 s"),
             ({"timeout": 0}, "positive number of seconds"),
-            ({"attempts": 0}, "attempts must be 1 or more"),
-            ({"max_failures": -1}, "max_failures 0 or more"),
+            ({"attempts": 0}, "attempts is 0; it must be an integer, 1 or more"),
+            ({"attempts": True}, "attempts is True"),
+            ({"attempts": 1.5}, "attempts is 1.5"),
+            ({"max_failures": -1}, "a number of songs, 0 or more"),
+            ({"max_failures": 1.0}, "a share of the prompts of less than 1"),
+            ({"max_failures": -0.1}, "max_failures is -0.1"),
+            ({"max_failures": math.nan}, "max_failures is nan"),
+            ({"max_failures": "5"}, "max_failures is '5'"),
             ({"on_ambiguous_submit": "ignore"}, '"retry" or "fail"'),
+            ({"on_empty": "ignore"}, '"fail", "skip" or "succeed"'),
         ],
+        ids=str,
     )
-    def test_argument(self, argument: dict[str, Any], message: str) -> None:
+    def test_argument_of_a_task_or_of_mapped_tasks(self, argument: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             WhisulGenerateBatchOperator(task_id="songs", prompts=["a song"], **argument)
+        with pytest.raises(ValueError, match=message):
+            WhisulGenerateBatchOperator.partial(task_id="songs", **argument)
 
-    def test_poll_interval_of_mapped_batches(self) -> None:
-        with pytest.raises(ValueError, match="once every 5 to 10 s"):
-            WhisulGenerateBatchOperator.partial(task_id="songs", poll_interval=4)
+    @pytest.mark.parametrize(
+        ("operator", "argument"),
+        [
+            (WhisulGenerateOperator, {"poll_interval": 4}),
+            (WhisulGenerateOperator, {"timeout": 0}),
+            (WhisulGenerateOperator, {"on_ambiguous_submit": "ignore"}),
+            (WhisulJobSensor, {"poke_interval": 4}),
+            (WhisulJobSensor, {"timeout": -1}),
+        ],
+    )
+    def test_argument_of_mapped_operators_and_sensors(self, operator: Any, argument: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match="must be|once every"):
+            operator.partial(task_id="songs", **argument)
+
+
+def test_a_share_of_the_prompts_may_fail(simulate: Simulate) -> None:
+    async def main(make: MakeBatch) -> None:
+        doomed = [f"doomed {number} [sandbox:fail]" for number in range(3)]
+        results = await make([*numbered_prompts(27), *doomed], max_failures=0.1, attempts=1).attempt()
+        assert [result["status"] for result in results] == ["completed"] * 27 + ["failed"] * 3
+        with pytest.raises(WhisulJobFailedError, match=r"3 of 29 songs failed, more than max_failures=0.1 \(2 songs\)"):
+            await make([*numbered_prompts(26), *doomed], max_failures=0.1, attempts=1).attempt()
+
+    simulate(main)

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_whisul.api.messages import Response, read_job, read_submission
+from airflow_provider_whisul.api.messages import Response
+from airflow_provider_whisul.api.outcomes import read_job
 from airflow_provider_whisul.exceptions import (
     WhisulError,
     WhisulInvalidInputError,
     WhisulJobFailedError,
     WhisulJobTimeoutError,
+    WhisulOutOfCreditsError,
     WhisulUnauthorizedError,
 )
 from airflow_provider_whisul.hooks.whisul_async import WhisulAsyncHook
@@ -196,13 +198,13 @@ def test_an_unforeseen_error_in_a_poll_ends_the_trigger(simulate: Simulate, monk
 @pytest.mark.parametrize(
     ("directive", "reason"), [("[sandbox:forever]", "had not ended by"), ("[sandbox:get-500=500]", "answered 500")]
 )
-@pytest.mark.parametrize("has_store", [True, False])
+@pytest.mark.parametrize("durable", [True, False])
 def test_a_job_that_never_ends_fails_only_its_own_song(
-    simulate: Simulate, directive: str, reason: str, has_store: bool
+    simulate: Simulate, directive: str, reason: str, durable: bool
 ) -> None:
     async def main(make: MakeBatch) -> None:
         batch = make([f"stuck {directive}", *numbered_prompts(20), "doomed [sandbox:fail]"], max_failures=2)
-        batch.has_store = has_store
+        batch.arguments["durable"] = durable
         results = await batch.attempt()
         assert [result["status"] for result in results] == ["failed", *["completed"] * 20, "failed"]
         assert reason in results[0]["error"]
@@ -215,7 +217,8 @@ def test_a_job_that_never_ends_fails_only_its_own_song(
 
 def test_a_later_try_polls_a_job_that_never_ends_and_does_not_submit_its_song_again(simulate: Simulate) -> None:
     async def main(make: MakeBatch) -> None:
-        batch = make(["stuck [sandbox:seconds=9000]", "poisoned [sandbox:get-500=25]", *numbered_prompts(20)])
+        # A job is given up after 20 failures, of which the next trigger counts anew: after 20 to 39 in a try.
+        batch = make(["stuck [sandbox:seconds=9000]", "poisoned [sandbox:get-500=39]", *numbered_prompts(20)])
         with pytest.raises(WhisulJobTimeoutError, match="2 of 22 songs"):
             await batch.attempt()
         assert [result["status"] for result in batch.context.xcoms["return_value"]].count("completed") == 20
@@ -247,20 +250,46 @@ def test_an_event_that_is_not_one_of_the_triggers_is_refused(simulate: Simulate)
 
 
 @pytest.mark.parametrize("status", [413, 422])
-def test_a_prompt_refused_with_another_status_fails_only_its_own_song(
-    simulate: Simulate, monkeypatch: pytest.MonkeyPatch, status: int
-) -> None:
-    def read(response: Response) -> str:
-        return read_submission(Response(status) if response.status == 400 else response)
-
+def test_a_prompt_refused_with_another_status_fails_only_its_own_song(simulate: Simulate, status: int) -> None:
     async def main(make: MakeBatch) -> None:
-        batch = make(["refused [sandbox:no-such-directive]", *numbered_prompts(2)], max_failures=1)
+        batch = make([f"refused [sandbox:post-{status}]", *numbered_prompts(2)], max_failures=1)
         results = await batch.attempt()
         assert [result["status"] for result in results] == ["failed", "completed", "completed"]
         assert str(status) in results[0]["error"]
         assert sum(batch.posts().values()) == 3
 
-    monkeypatch.setattr("airflow_provider_whisul.hooks.whisul.read_submission", read)
+    simulate(main)
+
+
+@pytest.mark.parametrize("fault", ["post-402", "post-no-credits"])
+def test_without_credits_a_batch_stops_submitting_and_keeps_what_runs(simulate: Simulate, fault: str) -> None:
+    prompts = [*numbered_prompts(3), *numbered_prompts(5, f"[sandbox:{fault}=2]")]
+
+    async def main(make: MakeBatch) -> None:
+        batch = make(prompts)
+        began = batch.loop.time()
+        with pytest.raises(WhisulOutOfCreditsError, match="Top up the account"):
+            await batch.attempt()
+        delivered = [bool(result["song"]) for result in batch.context.xcoms["return_value"]]
+        assert delivered == [True] * 3 + [False] * 5
+        # Once, and once more when the jobs that ran had ended.
+        assert batch.posts()[prompts[3]] == 2
+        assert sum(batch.posts().values()) == 5
+        assert batch.loop.time() - began < 300
+        batch.arguments["prompts"] = prompts[:4]
+        batch.clear()
+        assert {result["status"] for result in await batch.attempt()} == {"completed"}
+        assert sum(batch.posts().values()) == 6
+
+    simulate(main)
+
+
+def test_a_cdn_s_refusal_of_a_poll_ends_no_batch(simulate: Simulate) -> None:
+    async def main(make: MakeBatch) -> None:
+        batch = make([*numbered_prompts(2), "challenged [sandbox:get-403-html=2]"])
+        assert {result["status"] for result in await batch.attempt()} == {"completed"}
+        assert sum(batch.posts().values()) == 3
+
     simulate(main)
 
 

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from airflow_provider_whisul.exceptions import WhisulJobFailedError
+from airflow_provider_whisul.exceptions import (
+    TaskRetry,
+    WhisulAmbiguousSubmitError,
+    WhisulAmbiguousSubmitFinalError,
+    WhisulJobFailedError,
+    WhisulJobTimeoutError,
+    WhisulStateError,
+)
+from airflow_provider_whisul.ledger.submission_id import SubmissionId
+from airflow_provider_whisul.operators import whisul_batch
+from airflow_provider_whisul.rate_limit.rate_limiter import Kind, Permit
 from tests.integration.operators.batch_task import MakeBatch, Simulate, numbered_prompts
-from tests.support.airflow import Deferral, Killed, TaskStore
+from tests.support.airflow import Deferral, Killed
+from tests.support.homes import HOMES, Home, fail_before_set, keep_no_record
+
+
+@pytest.fixture
+def simulate(simulate_at_home: Simulate) -> Simulate:
+    """Let the record of each batch be kept in each of the homes."""
+    return simulate_at_home
 
 
 @pytest.mark.parametrize("after", [0, 7, 25])
@@ -23,11 +41,11 @@ def test_a_retry_after_a_kill_while_submitting_continues_there(simulate: Simulat
         generate = operator.hook.generate
         left = iter(range(after))
 
-        def dying(prompt: str, *, before_send: Callable[[], None]) -> str:
+        def dying(prompt: str, *, before_send: Callable[[], None], submission: SubmissionId | None) -> str:
             if next(left, None) is not None:
-                return generate(prompt, before_send=before_send)
+                return generate(prompt, before_send=before_send, submission=submission)
             if sent:
-                generate(prompt, before_send=before_send)
+                generate(prompt, before_send=before_send, submission=submission)
             else:
                 before_send()
             raise Killed
@@ -36,8 +54,8 @@ def test_a_retry_after_a_kill_while_submitting_continues_there(simulate: Simulat
         with pytest.raises(RuntimeError, match="killed"):
             await batch.attempt(operator)
         assert {result["status"] for result in await batch.attempt()} == {"completed"}
-        twice = [prompt for prompt, times in batch.posts().items() if times > 1]
-        assert twice == ([f"song {after}"] if sent else [])
+        # What was sent is in the ledger, though the task has not recorded it.
+        assert batch.posts() == dict.fromkeys(numbered_prompts(30), 1)
 
     simulate(main)
 
@@ -51,10 +69,10 @@ def test_a_kill_while_waiting_for_the_rate_limiter_is_no_ambiguous_submission(
         acquire = operator.hook._rate_limiter.acquire
         left = iter(range(7))
 
-        def dying(max_wait: float) -> int:
+        def dying(kind: Kind, max_wait: float) -> Permit:
             if next(left, None) is None:
                 raise Killed
-            return acquire(max_wait)
+            return acquire(kind, max_wait)
 
         operator.hook._rate_limiter.acquire = dying  # type: ignore[method-assign]
         with pytest.raises(RuntimeError, match="killed"):
@@ -66,19 +84,22 @@ def test_a_kill_while_waiting_for_the_rate_limiter_is_no_ambiguous_submission(
     assert not any("already have been paid for" in line for line in task_log())
 
 
-def test_a_job_that_cannot_be_recorded_is_logged(simulate: Simulate, task_log: Callable[[], list[str]]) -> None:
-    class Refusing(TaskStore):
-        def set(self, key: str, value: Any) -> None:
-            if "running" in json.dumps(value):
-                raise ConnectionError("no response from the API server")
-            super().set(key, value)
+def test_a_job_that_cannot_be_recorded_is_logged_and_found_in_the_ledger(
+    simulate: Simulate, task_log: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(key: str, value: Any) -> None:
+        songs = value.get("songs")
+        if not jobs and isinstance(songs, list) and any(song[1] == "running" for song in songs):
+            raise WhisulStateError("no response from the API server")
 
     async def main(make: MakeBatch) -> None:
         batch = make(numbered_prompts(3))
-        batch.store = Refusing()
-        with pytest.raises(ConnectionError, match="no response from the API server"):
+        fail_before_set(monkeypatch, whisul_batch, refuse)
+        with pytest.raises(WhisulStateError, match="no response from the API server"):
             await batch.attempt()
         jobs.extend(batch.sandbox.jobs)
+        await batch.attempt()
+        assert set(batch.posts().values()) == {1}
 
     jobs: list[str] = []
     simulate(main)
@@ -95,11 +116,11 @@ def test_the_error_of_an_interrupted_submission_says_that_it_may_have_been_paid_
         operator = batch.operator()
         generate = operator.hook.generate
 
-        def dying(prompt: str, *, before_send: Callable[[], None]) -> str:
+        def dying(prompt: str, *, before_send: Callable[[], None], submission: SubmissionId | None) -> str:
             if batch.posts()[prompt] == ("fail" in prompt):
                 before_send()
                 raise Killed
-            return generate(prompt, before_send=before_send)
+            return generate(prompt, before_send=before_send, submission=submission)
 
         unharmed = batch.operator
         operator.hook.generate = dying  # type: ignore[method-assign]
@@ -117,8 +138,9 @@ def test_the_error_of_an_interrupted_submission_says_that_it_may_have_been_paid_
 def test_an_ambiguous_submission_is_left_to_the_next_try(simulate: Simulate, task_log: Callable[[], list[str]]) -> None:
     async def main(make: MakeBatch) -> None:
         batch = make([*numbered_prompts(3), "lost [sandbox:post-drop]"])
-        with pytest.raises(WhisulJobFailedError, match="may have been paid for"):
+        with pytest.raises(WhisulAmbiguousSubmitError, match="may have been paid for") as caught:
             await batch.attempt()
+        assert caught.value.task_retry is TaskRetry.TRANSIENT
         assert batch.posts()["lost [sandbox:post-drop]"] == 1
         assert {result["status"] for result in await batch.attempt()} == {"completed"}
         assert batch.posts()["lost [sandbox:post-drop]"] == 2
@@ -131,8 +153,12 @@ def test_an_ambiguous_submission_stays_failed_until_the_task_is_cleared(simulate
     async def main(make: MakeBatch) -> None:
         batch = make(["lost [sandbox:post-drop]", "fine"], on_ambiguous_submit="fail")
         for _ in range(2):
-            with pytest.raises(WhisulJobFailedError, match="may have been paid for"):
+            with pytest.raises(WhisulAmbiguousSubmitFinalError, match="may have been paid for") as caught:
                 await batch.attempt()
+            # The error ends Airflow's retries, so that it must not say what one would do.
+            assert str(caught.value).endswith("nothing is submitted until you clear this task.")
+            assert "retry" not in str(caught.value)
+            assert str(caught.value).count("on_ambiguous_submit") == 1
         assert batch.posts()["lost [sandbox:post-drop]"] == 1
         batch.clear()
         assert {result["status"] for result in await batch.attempt()} == {"completed"}
@@ -150,7 +176,7 @@ def test_a_retry_after_the_result_was_lost_submits_nothing(simulate: Simulate) -
     simulate(main)
 
 
-def test_a_cleared_batch_makes_new_songs(simulate: Simulate) -> None:
+def test_a_cleared_batch_makes_new_songs_and_says_so(simulate: Simulate, task_log: Callable[[], list[str]]) -> None:
     async def main(make: MakeBatch) -> None:
         batch = make(numbered_prompts(3))
         first = await batch.attempt()
@@ -159,6 +185,7 @@ def test_a_cleared_batch_makes_new_songs(simulate: Simulate) -> None:
         assert not {result["job_id"] for result in first} & {result["job_id"] for result in second}
 
     simulate(main)
+    assert sum("was cleared since: this try pays for new ones" in line for line in task_log()) == 1
 
 
 def test_a_changed_prompt_is_submitted_and_the_other_songs_are_kept(simulate: Simulate) -> None:
@@ -218,6 +245,23 @@ def test_jobs_whose_prompts_are_removed_are_logged(simulate: Simulate, task_log:
     assert all(job_id in line for job_id in left)
 
 
+def test_a_later_try_whose_list_is_empty_logs_the_jobs_of_the_earlier_one(
+    simulate: Simulate, task_log: Callable[[], list[str]]
+) -> None:
+    async def main(make: MakeBatch) -> None:
+        batch = make(["endless [sandbox:forever]"], on_empty="succeed", timeout=60)
+        with pytest.raises(WhisulJobTimeoutError):
+            await batch.attempt()
+        job_ids.append(batch.context.xcoms["return_value"][0]["job_id"])
+        batch.arguments["prompts"] = []
+        assert await batch.attempt() == []
+
+    job_ids: list[str] = []
+    simulate(main)
+    (line,) = [line for line in task_log() if "no longer" in line]
+    assert job_ids[0] in line
+
+
 def test_a_prompt_added_while_the_task_is_deferred_makes_no_song_paid_for_twice(simulate: Simulate) -> None:
     async def main(make: MakeBatch) -> None:
         songs = [*numbered_prompts(40), "doomed [sandbox:fail][sandbox:seconds=20]"]
@@ -239,47 +283,54 @@ def test_a_prompt_added_while_the_task_is_deferred_makes_no_song_paid_for_twice(
 
 
 @pytest.mark.parametrize("writes", range(4))
-def test_a_kill_while_the_state_is_rewritten_loses_no_song(simulate: Simulate, writes: int) -> None:
-    class Dying(TaskStore):
-        left = 1_000_000
+def test_a_kill_while_the_state_is_rewritten_loses_no_song(
+    simulate: Simulate, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    left = itertools.repeat(0)
 
-        def set(self, key: str, value: Any) -> None:
-            self.left -= 1
-            if self.left < 0:
-                raise Killed
-            super().set(key, value)
+    def die(key: str, value: Any) -> None:
+        if next(left, None) is None:
+            raise Killed
 
     async def main(make: MakeBatch) -> None:
         batch = make([*numbered_prompts(40), "doomed [sandbox:fail]"], attempts=1)
-        batch.store = store = Dying()
+        fail_before_set(monkeypatch, whisul_batch, die)
         with pytest.raises(WhisulJobFailedError):
             await batch.attempt()
         batch.arguments["prompts"] = numbered_prompts(40)[::-1]
-        store.left = writes
+        nonlocal left
+        left = itertools.repeat(0, writes)
         with pytest.raises(RuntimeError, match="killed"):
             await batch.attempt()
-        store.left = 1_000_000
+        left = itertools.repeat(0)
         await batch.attempt()
         assert {batch.posts()[prompt] for prompt in numbered_prompts(40)} == {1}
 
     simulate(main)
 
 
-@pytest.mark.parametrize("durable", [True, False])
-def test_without_durable_or_a_state_store_a_retry_submits_all_songs_and_warns(
-    simulate: Simulate, task_log: Callable[[], list[str]], durable: bool
+@pytest.mark.parametrize(
+    ("home", "durable"), [*((name, False) for name in HOMES), ("machine", True)], indirect=["home"]
+)
+def test_where_no_record_is_kept_a_retry_submits_all_songs_and_warns(
+    simulate: Simulate,
+    task_log: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    home: Home,
+    durable: bool,
 ) -> None:
     async def main(make: MakeBatch) -> None:
         batch = make(numbered_prompts(2), durable=durable)
-        batch.has_store = not durable
         await batch.attempt()
         assert not paid_again()
         await batch.attempt()
         assert sum(batch.posts().values()) == 4
-        assert batch.store == {}
 
     def paid_again() -> list[str]:
-        return [line for line in task_log() if "submits, and pays for, all 2 songs" in line]
+        return [line for line in task_log() if "submits, and pays for, all of 2 songs" in line]
 
+    if durable:
+        keep_no_record(monkeypatch, tmp_path)
     simulate(main)
     assert len(paid_again()) == 1

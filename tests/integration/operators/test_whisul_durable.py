@@ -1,13 +1,14 @@
-"""What one try of the operator records for the next, in the task state store that Airflow has from 3.3 on."""
+"""What one try of the operator records for the next, wherever the record is kept."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
+from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_whisul.exceptions import (
     WhisulAmbiguousSubmitError,
@@ -22,72 +23,39 @@ from airflow_provider_whisul.exceptions import (
 from airflow_provider_whisul.hooks.whisul import WhisulHook
 from airflow_provider_whisul.operators.whisul import WhisulGenerateOperator
 from airflow_provider_whisul.sandbox import Sandbox
-from airflow_provider_whisul.state.song_state import SONG_KEY, SongRecord
 from airflow_provider_whisul.triggers.whisul import WhisulJobTrigger
-from tests.support.airflow import AirflowTask, Killed, TaskContext, TaskStore
-from tests.support.clock import NOON, FakeClock
-
-DEFERRED, ON_WORKER, SUBMIT_ONLY = (
-    {"wait_for_completion": True},
-    {"wait_for_completion": True, "deferrable": False},
-    {"wait_for_completion": False},
+from tests.integration.operators.song_task import (
+    DEFERRED,
+    ON_WORKER,
+    SUBMIT_ONLY,
+    MakeTask,
+    SongTask,
+    completed_event,
+    error_event,
+    posts,
 )
-
-
-class SongTask(AirflowTask):
-    """A task that makes one song, with a store that outlives its tries."""
-
-    def __init__(self, clock: FakeClock, **arguments: Any) -> None:
-        super().__init__(store=TaskStore())
-        self.clock = clock
-        self.arguments = {"prompt": "a song", **arguments}
-        self.context = TaskContext()
-
-    @property
-    def record(self) -> SongRecord | None:
-        return SongRecord.from_stored(self.store.get(SONG_KEY))
-
-    def operator(self) -> WhisulGenerateOperator:
-        operator = WhisulGenerateOperator(task_id="song", retries=self.retries, **self.arguments)
-        operator.clock = self.clock.clock
-        return operator
-
-    def attempt(self, operator: WhisulGenerateOperator | None = None) -> Any:
-        """Run the next try; a deferral returns its trigger."""
-        self.context = self.start_try(TaskContext())
-        try:
-            return self.context.run(operator or self.operator())
-        except TaskDeferred as deferred:
-            self.deferred = deferred
-            return deferred.trigger
-
-    def resume(self, event: object) -> Any:
-        """Continue the try that deferred."""
-        return self.context.run(self.operator(), self.deferred.method_name, {"event": event, **self.deferred.kwargs})
-
-
-@pytest.fixture
-def task(sandbox: Sandbox, clock: FakeClock) -> Callable[..., SongTask]:
-    return lambda **arguments: SongTask(clock, **arguments)
-
-
-MakeTask = Callable[..., SongTask]
-
-
-def posts(sandbox: Sandbox) -> int:
-    """Return how many prompts were submitted."""
-    return sum(request.method == "POST" for request in sandbox.requests)
-
-
-def completed_event(job_id: str) -> dict[str, Any]:
-    return {"status": "completed", "job_id": job_id, "song": {"job_id": job_id, "title": "Midnight Grid"}}
-
-
-def error_event(error: Any) -> dict[str, Any]:
-    return {"status": "error", "job_id": error.job_id, "error": error.as_dict()}
+from tests.support.airflow import Killed
+from tests.support.clock import NOON, FakeClock
+from tests.support.homes import keep_no_record
 
 
 class TestReattach:
+    def test_a_later_try_on_the_worker_polls_the_job_when_it_may_be_over_by_the_time_of_its_submission(
+        self, sandbox: Sandbox, task: MakeTask, clock: FakeClock
+    ) -> None:
+        hook = WhisulHook(clock=clock.clock)
+        for _ in range(21):
+            hook.wait_for_job(hook.generate("a song"))
+        began, others = clock.now, len(sandbox.requests)
+        song = task(**ON_WORKER, timeout=12)
+        with pytest.raises(WhisulJobTimeoutError):
+            song.attempt()
+        song.arguments["timeout"] = 600
+        assert song.attempt()["job_id"]
+        polls = [request.at - began for request in sandbox.requests[others:] if request.method == "GET"]
+        # The last poll of the first try is at its deadline; the second try polls once, and then waits.
+        assert polls == pytest.approx([12, 12, 60])
+
     def test_a_running_job_is_waited_for_in_the_triggerer(
         self, sandbox: Sandbox, task: MakeTask, clock: FakeClock
     ) -> None:
@@ -97,8 +65,7 @@ class TestReattach:
         clock.now += 30
         again = song.attempt()
         assert again.job_id == first.job_id
-        # A fresh deadline, but the submission's own time.
-        assert (again.deadline, again.submitted_at) == (NOON + 630, NOON)
+        assert again.deadline == NOON + 630
         assert song.context.xcoms["job_id"] == first.job_id
         assert posts(sandbox) == 1
 
@@ -152,12 +119,14 @@ class TestReattach:
         assert any(first.job_id in line and "submits the prompt again" in line for line in task_log())
 
     @pytest.mark.parametrize("arguments", [DEFERRED, ON_WORKER])
-    def test_a_404_within_a_minute_of_the_submission_submits_nothing(
-        self, sandbox: Sandbox, task: MakeTask, clock: FakeClock, arguments: dict[str, Any]
+    @pytest.mark.parametrize("later", [0, 3600])
+    def test_a_404_for_less_than_a_minute_submits_nothing(
+        self, sandbox: Sandbox, task: MakeTask, clock: FakeClock, arguments: dict[str, Any], later: float
     ) -> None:
-        song = task(**arguments, prompt="a song [sandbox:get-404=1]")
+        song = task(**arguments, prompt="a song [sandbox:get-404=5][sandbox:seconds=4000]", timeout=5000)
         song.arguments["wait_for_completion"] = False
         job_id = song.attempt()
+        clock.now += later
         song.arguments["wait_for_completion"] = True
         found = song.attempt()
         assert (found["job_id"] if arguments is ON_WORKER else found.job_id) == job_id
@@ -171,7 +140,50 @@ class TestReattach:
         song.arguments["prompt"] = "another song"
         job_id = song.attempt().job_id
         assert sandbox.jobs[job_id].prompt == "another song"
-        assert any(first.job_id in line and "for another prompt" in line for line in task_log())
+        (line,) = [line for line in task_log() if "for another prompt" in line]
+        assert first.job_id in line
+        assert "pays for one more song" in line
+        assert "{{ ds }} or a fixed seed" in line
+
+    def test_a_refused_prompt_is_refused_before_the_record_is_read(
+        self, sandbox: Sandbox, task: MakeTask, task_log: Callable[[], list[str]]
+    ) -> None:
+        song = task(**DEFERRED)
+        song.attempt()
+        song.arguments["prompt"] = " "
+        with pytest.raises(WhisulInvalidInputError):
+            song.attempt()
+        assert not any("for another prompt" in line for line in task_log())
+
+    def test_a_prompt_that_is_rendered_anew_after_the_deferral_changes_nothing(
+        self, sandbox: Sandbox, task: MakeTask, clock: FakeClock
+    ) -> None:
+        song = task(**DEFERRED)
+        job_id = song.attempt().job_id
+        song.arguments["prompt"] = "rendered anew"
+        assert song.resume(completed_event(job_id))["job_id"] == job_id
+        assert song.record is not None
+        assert (song.record.job_id, song.record.status) == (job_id, "delivered")
+        # The worker died before Airflow had the song: the retry returns it, and does not pay again.
+        song.arguments["prompt"] = "a song"
+        clock.now += 100
+        assert song.attempt()["job_id"] == job_id
+        assert posts(sandbox) == 1
+
+    def test_a_prompt_that_no_database_can_hold_is_not_handed_over_to_the_triggerer(self, task: MakeTask) -> None:
+        song = task(**DEFERRED, prompt="a \x00 waltz")
+        song.attempt()
+        assert song.deferred.kwargs["prompt"] == "a � waltz"
+
+    def test_the_card_of_a_failed_song_has_the_prompt_that_was_submitted(
+        self, sandbox: Sandbox, task: MakeTask
+    ) -> None:
+        song = task(**DEFERRED)
+        job_id = song.attempt().job_id
+        song.arguments["prompt"] = "rendered anew"
+        with pytest.raises(WhisulJobFailedError):
+            song.resume(error_event(WhisulJobFailedError("failed", job_id=job_id)))
+        assert [card["prompt"] for card in song.context.shown()] == ["a song"]
 
     @pytest.mark.parametrize("fault", ["get-500", "get-drop", "get-html-200"])
     def test_a_transient_failure_of_the_first_poll_submits_nothing(
@@ -248,33 +260,37 @@ class TestDelivery:
         assert song.attempt()["job_id"] == job_id
         assert posts(sandbox) == 1
 
-    def test_a_task_that_is_cleared_after_its_song_submits_again(
-        self, sandbox: Sandbox, task: MakeTask, clock: FakeClock
+    def test_a_task_that_is_cleared_after_its_song_submits_again_and_says_so(
+        self, sandbox: Sandbox, task: MakeTask, task_log: Callable[[], list[str]]
     ) -> None:
         song = task(**ON_WORKER)
         first = song.attempt()
         song.clear()
         assert song.attempt()["job_id"] != first["job_id"]
         assert posts(sandbox) == 2
+        said = f"This task has had job {first['job_id']}, and was cleared since: this try pays for a new song."
+        assert sum(said in line for line in task_log()) == 1
 
-    @pytest.mark.parametrize(
-        "error",
-        [WhisulJobFailedError("failed", job_id="x"), WhisulJobNotFoundError("not found", job_id="x")],
-    )
-    def test_the_record_of_a_job_that_made_no_song_is_cleared(
-        self, sandbox: Sandbox, task: MakeTask, error: Any
+    @pytest.mark.parametrize("arguments", [DEFERRED, ON_WORKER])
+    def test_after_a_failed_job_the_record_keeps_the_number_of_submissions(
+        self, task: MakeTask, arguments: dict[str, Any]
+    ) -> None:
+        song = task(**arguments, prompt="a song [sandbox:fail]")
+        for number in (1, 2):
+            with pytest.raises(WhisulJobFailedError):
+                song.attempt_with(error_event(WhisulJobFailedError("failed", job_id="x")))
+            assert song.record is not None
+            assert (song.record.status, song.record.number) == ("ended", number)
+
+    def test_a_job_that_a_gateway_said_not_to_find_is_polled_again_once_the_task_is_cleared(
+        self, sandbox: Sandbox, task: MakeTask
     ) -> None:
         song = task(**DEFERRED)
         song.attempt()
-        with pytest.raises(type(error)):
-            song.resume(error_event(error))
-        assert song.store == {}
-
-    def test_the_record_of_a_job_that_failed_on_the_worker_is_cleared(self, sandbox: Sandbox, task: MakeTask) -> None:
-        song = task(**ON_WORKER, prompt="a song [sandbox:fail]")
-        with pytest.raises(WhisulJobFailedError):
-            song.attempt()
-        assert song.store == {}
+        with pytest.raises(WhisulJobNotFoundError):
+            song.resume(error_event(WhisulJobNotFoundError("not found", job_id="x")))
+        song.attempt()
+        assert len(sandbox.jobs) == 1
 
 
 class TestAmbiguousSubmission:
@@ -288,6 +304,9 @@ class TestAmbiguousSubmission:
         with pytest.raises(WhisulAmbiguousSubmitError) as caught:
             song.attempt()
         assert not isinstance(caught.value, AirflowFailException)
+        assert str(caught.value).endswith(
+            'If Airflow retries the task, it submits the prompt again, unless on_ambiguous_submit is "fail".'
+        )
         assert song.record is not None
         assert song.record.job_id is None
         assert song.attempt() in sandbox.jobs
@@ -301,6 +320,8 @@ class TestAmbiguousSubmission:
         with pytest.raises(WhisulAmbiguousSubmitError, match="until you clear this task") as caught:
             song.attempt()
         assert isinstance(caught.value, AirflowFailException)
+        assert str(caught.value).count("on_ambiguous_submit") == 1
+        assert "retries" not in str(caught.value)
         with pytest.raises(AirflowFailException, match="already have been paid for.*until you clear this task"):
             song.attempt()
         assert posts(sandbox) == 1
@@ -314,7 +335,7 @@ class TestAmbiguousSubmission:
         song = task(**SUBMIT_ONLY)
         operator = song.operator()
 
-        def die(prompt: str, *, before_send: Callable[[], None]) -> str:
+        def die(prompt: str, *, before_send: Callable[[], None], submission: object) -> str:
             before_send()
             raise Killed
 
@@ -330,7 +351,7 @@ class TestAmbiguousSubmission:
         ("prompt", "error"),
         [
             ("a song [sandbox:post-429=6]", WhisulRateLimitError),
-            ("a song [sandbox:post-redirect]", WhisulResponseError),
+            ("a song [sandbox:post-403-html=6]", WhisulResponseError),
             ("a song [sandbox:no-such-directive]", WhisulInvalidInputError),
         ],
     )
@@ -340,7 +361,7 @@ class TestAmbiguousSubmission:
         song = task(**SUBMIT_ONLY, prompt=prompt)
         with pytest.raises(error):
             song.attempt()
-        assert song.store == {}
+        assert song.record is None
 
     def test_a_worker_that_died_while_waiting_for_the_rate_limiter_has_recorded_no_intent(
         self, sandbox: Sandbox, task: MakeTask, clock: FakeClock, task_log: Callable[[], list[str]]
@@ -382,7 +403,7 @@ class TestAmbiguousSubmission:
         recorded = song.record
         assert recorded is not None
         rate_limiter = WhisulHook(clock=clock.clock)._rate_limiter
-        rate_limiter.on_response(rate_limiter.acquire(1.0), throttled=True, retry_after=3600.0)
+        rate_limiter.on_response(rate_limiter.acquire("poll", 1.0), throttled=True, retry_after=3600.0)
         with pytest.raises(WhisulRateLimitError, match="Nothing was sent"):
             song.attempt()
         assert song.record == recorded
@@ -392,26 +413,21 @@ class TestAmbiguousSubmission:
         song = task(**SUBMIT_ONLY, prompt="")
         with pytest.raises(WhisulInvalidInputError):
             song.attempt()
-        assert song.store == {}
+        assert song.record is None
 
 
 class TestWithoutRecord:
     def test_each_try_submits_where_durable_is_false(self, sandbox: Sandbox, task: MakeTask) -> None:
         song = task(**SUBMIT_ONLY, durable=False)
         assert song.attempt() != song.attempt()
-        assert song.store == {}
+        assert song.record is None
 
-    def test_each_try_submits_where_airflow_has_no_state_store(self, sandbox: Sandbox, clock: FakeClock) -> None:
-        operator = SongTask(clock, **SUBMIT_ONLY).operator()
-        assert TaskContext().run(operator) != TaskContext().run(operator)
-
-    @pytest.mark.parametrize("stored", [None, "a job", {}, {"prompt": 1}, {"prompt": "x", "job_id": 5}])
-    def test_a_stored_value_that_is_no_record_is_ignored(
-        self, sandbox: Sandbox, task: MakeTask, stored: object
+    def test_each_try_submits_where_no_record_can_be_kept(
+        self, sandbox: Sandbox, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        song = task(**SUBMIT_ONLY)
-        song.store[SONG_KEY] = stored
-        assert song.attempt() in sandbox.jobs
+        keep_no_record(monkeypatch, tmp_path)
+        song = SongTask(clock, **SUBMIT_ONLY)
+        assert song.attempt() != song.attempt()
 
 
 def test_a_killed_task_logs_that_its_job_continues(

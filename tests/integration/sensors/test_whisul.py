@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -23,13 +23,15 @@ from airflow_provider_whisul.exceptions import (
     WhisulJobNotFoundError,
     WhisulJobTimeoutError,
     WhisulServerError,
+    WhisulSongMissingError,
     WhisulUnauthorizedError,
 )
 from airflow_provider_whisul.hooks.whisul import WhisulHook
-from airflow_provider_whisul.polling import FRAMEWORK_TIMEOUT_MARGIN
+from airflow_provider_whisul.polling import FRAMEWORK_TIMEOUT_MARGIN, NOT_FOUND_GRACE, SONG_URL_GRACE
 from airflow_provider_whisul.sandbox import Sandbox
 from airflow_provider_whisul.sensors.whisul import WhisulJobSensor
 from airflow_provider_whisul.triggers.whisul import WhisulJobTrigger
+from airflow_provider_whisul.version_compat import ENDS_DEFERRAL_AT_EXECUTION_TIMEOUT, AirflowRescheduleException
 from tests.support.airflow import TaskContext, TaskStore
 from tests.support.clock import NOON, FakeClock
 
@@ -102,8 +104,10 @@ class TestDeferred:
             "whisul_conn_id": "whisul_default",
             "poll_interval": 7,
             "deadline": NOON + 600,
-            "submitted_at": None,
+            "deadline_source": "timeout",
             "not_before": None,
+            "submitted_at": NOON,
+            "dag_id": make().dag_id,
         }
         assert deferred.value.timeout == timedelta(seconds=600 + FRAMEWORK_TIMEOUT_MARGIN)
         assert [request.method for request in sandbox.requests] == ["POST", "GET"]
@@ -148,7 +152,6 @@ class TestDeferred:
         ("prompt", "error"),
         [
             ("a song [sandbox:fail][sandbox:seconds=0]", WhisulJobFailedError),
-            ("a song [sandbox:get-404]", WhisulJobNotFoundError),
             ("a song [sandbox:get-401]", WhisulUnauthorizedError),
         ],
     )
@@ -210,7 +213,8 @@ class TestDeferred:
             make(**{skip: True}).resume_execution(method, kwargs, TaskContext())
 
     def test_skips_softly_after_an_error_of_the_first_poll(self, make: Make, sandbox: Sandbox) -> None:
-        with pytest.raises(AirflowSkipException, match="soft_fail is set: .*404"):
+        sandbox.revoke_key()
+        with pytest.raises(AirflowSkipException, match="soft_fail is set: .*401"):
             TaskContext().run(make(soft_fail=True))
 
 
@@ -228,9 +232,9 @@ class TestPoke:
         self, make: Make, submit: Callable[[str], str], clock: FakeClock
     ) -> None:
         job_id = submit("a song [sandbox:forever]")
-        with pytest.raises(AirflowSensorTimeout, match=f"{job_id} had not ended after 100 s.*may still be running"):
+        with pytest.raises(AirflowSensorTimeout, match=f"{job_id} .*had not ended after 100 s.*may still be running"):
             TaskContext().run(make(job_id=job_id, deferrable=False, timeout=100))
-        assert clock.now - NOON <= 110
+        assert clock.now - NOON == 100
 
     @pytest.mark.parametrize("mode", ["poke", "reschedule"])
     def test_a_failed_job_ends_the_task_without_a_retry(
@@ -244,7 +248,7 @@ class TestPoke:
 
     @pytest.mark.parametrize("mode", ["poke", "reschedule"])
     @pytest.mark.parametrize("skip", ["soft_fail", "never_fail"])
-    @pytest.mark.parametrize("fault", ["fail", "get-404", "get-500=6"])
+    @pytest.mark.parametrize("fault", ["fail", "get-404=9", "get-500=20"])
     def test_skips_softly_after_an_error(
         self, make: Make, submit: Callable[[str], str], clock: FakeClock, mode: str, skip: str, fault: str
     ) -> None:
@@ -264,11 +268,13 @@ class TestPoke:
         context = TaskContext()
         # A rescheduled sensor measures its timeout on the wall clock.
         sensor = make(job_id=job_id, deferrable=False, mode=mode, timeout=1e-6, **{skip: True})
-        with pytest.raises(AirflowSkipException, match=f"{skip} is set: .*{job_id} had not ended .* still be running"):
+        with pytest.raises(
+            AirflowSkipException, match=f"{skip} is set: .*{job_id} .*had not ended .* still be running"
+        ):
             context.run(sensor)
         (card,) = context.shown()
         assert (card["status"], card["job_id"]) == ("failed", job_id)
-        assert card["error"].startswith(f"Whisul job {job_id} had not ended")
+        assert card["error"].startswith(f"Whisul job {job_id} ")
 
     def test_exponential_backoff_polls_no_more_often_than_every_5_s(
         self, make: Make, submit: Callable[[str], str], clock: FakeClock
@@ -277,13 +283,63 @@ class TestPoke:
         TaskContext().run(make(job_id=job_id, deferrable=False, poke_interval=5, exponential_backoff=True))
         assert min(clock.slept) >= 5
 
-    def test_six_transient_failures_in_a_row_fail_the_try_but_allow_a_retry(
+    def test_twenty_transient_failures_in_a_row_fail_the_try_but_allow_a_retry(
         self, make: Make, submit: Callable[[str], str]
     ) -> None:
-        job_id = submit("a song [sandbox:get-500=6]")
+        job_id = submit("a song [sandbox:get-500=20]")
         with pytest.raises(WhisulServerError) as caught:
             TaskContext().run(make(job_id=job_id, deferrable=False))
         assert not isinstance(caught.value, AirflowFailException)
+
+    def test_a_completed_job_without_a_song_fails_the_try_after_minutes(
+        self, make: Make, submit: Callable[[str], str], clock: FakeClock
+    ) -> None:
+        job_id = submit("a song [sandbox:song-late][sandbox:seconds=0]")
+        with pytest.raises(WhisulSongMissingError, match=job_id) as caught:
+            TaskContext().run(make(job_id=job_id, deferrable=False))
+        assert not isinstance(caught.value, AirflowFailException)
+        assert clock.now - NOON == SONG_URL_GRACE
+
+    @pytest.mark.parametrize(
+        ("mode", "fault"),
+        [
+            ("poke", "get-429=9"),
+            ("poke", "get-500=9"),
+            ("poke", "get-404=9"),
+            ("reschedule", "get-500=9"),
+            ("reschedule", "get-404=9"),
+        ],
+    )
+    def test_no_failure_prolongs_the_timeout_or_changes_its_error(
+        self, make: Make, submit: Callable[[str], str], clock: FakeClock, mode: str, fault: str
+    ) -> None:
+        job_id = submit(f"a song [sandbox:{fault}]")
+        with pytest.raises(AirflowSensorTimeout, match=f"{job_id} had not ended after 20 s.*The last poll failed: "):
+            TaskContext().run(make(job_id=job_id, deferrable=False, mode=mode, timeout=20))
+        assert 20 <= clock.now - NOON <= 25
+
+    def test_429s_prolong_no_timeout_of_a_rescheduled_sensor(
+        self, make: Make, submit: Callable[[str], str], clock: FakeClock
+    ) -> None:
+        job_id = submit("a song [sandbox:get-429=9]")
+        context = TaskContext()
+        context.get_first_reschedule_date = lambda _: datetime.fromtimestamp(NOON, UTC)  # type: ignore[method-assign]
+        # Each poke is in a process of its own, which knows nothing of the one before.
+        for _ in range(2):
+            assert not make(job_id=job_id, deferrable=False, mode="reschedule", timeout=20).poke(context)
+            clock.now += 10
+        with pytest.raises(AirflowSensorTimeout, match=f"{job_id} had not ended after 20 s.*The last poll failed: "):
+            make(job_id=job_id, deferrable=False, mode="reschedule", timeout=20).poke(context)
+        assert 20 <= clock.now - NOON <= 25
+
+    @pytest.mark.parametrize("interval", [600, 3600])
+    def test_the_last_poke_is_at_the_timeout(
+        self, make: Make, submit: Callable[[str], str], clock: FakeClock, interval: float
+    ) -> None:
+        job_id = submit("a song [sandbox:forever]")
+        with pytest.raises(AirflowSensorTimeout, match=r'\("a song \[sandbox:forever\]"\) had not ended'):
+            TaskContext().run(make(job_id=job_id, deferrable=False, poke_interval=interval, timeout=700))
+        assert clock.now - NOON == 700
 
 
 class TestReschedule:
@@ -300,12 +356,110 @@ class TestReschedule:
         assert 30 <= caught.value.reschedule_date.timestamp() - before < 40  # type: ignore[attr-defined]
         assert clock.slept == []
 
+    @pytest.mark.parametrize("skip", ["soft_fail", "never_fail"])
+    def test_a_sensor_that_deferred_in_an_earlier_try_is_rescheduled_and_not_skipped(
+        self, make: Make, submit: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, skip: str
+    ) -> None:
+        monkeypatch.setattr("airflow_provider_whisul.version_compat.__version__", "3.0.6")
+        sensor = make(job_id=submit("a song"), deferrable=False, mode="reschedule", **{skip: True})
+        context = TaskContext()
+        context.try_number = 2
+        with pytest.raises(AirflowException) as caught:
+            sensor.resume_execution("execute_complete", {"event": {}, "try_number": 1}, context)
+        assert type(caught.value).__name__ == "AirflowRescheduleException"
+
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_job_id_that_cannot_be_one_is_never_sent(make: Make, sandbox: Sandbox, mode: dict[str, Any]) -> None:
     with pytest.raises(WhisulInvalidInputError):
         TaskContext().run(make(job_id="../generate", **mode))
     assert sandbox.requests == []
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_404_for_less_than_a_minute_ends_no_mode(
+    make: Make, submit: Callable[[str], str], clock: FakeClock, sandbox: Sandbox, mode: dict[str, Any]
+) -> None:
+    job_id = submit("a song [sandbox:get-404=5]")
+    clock.now += 3600
+    sensor = make(job_id=job_id, **mode)
+    if sensor.deferrable:
+        with pytest.raises(TaskDeferred):
+            TaskContext().run(sensor)
+    else:
+        assert TaskContext().run(sensor)["job_id"] == job_id
+        assert sum(request.status == 404 for request in sandbox.requests) == 5
+
+
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_a_job_that_is_gone_ends_the_task_after_a_minute(
+    make: Make, submit: Callable[[str], str], clock: FakeClock, mode: dict[str, Any]
+) -> None:
+    job_id = submit("a song [sandbox:expired][sandbox:seconds=0]")
+    with pytest.raises(WhisulJobNotFoundError, match=job_id):
+        TaskContext().run(make(job_id=job_id, **mode))
+    assert clock.now - NOON == NOT_FOUND_GRACE
+
+
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_429s_do_not_make_a_poke_forget_for_how_long_a_job_is_gone(
+    make: Make, start_sandbox: Callable[..., Sandbox], clock: FakeClock, mode: dict[str, Any]
+) -> None:
+    sandbox = start_sandbox(rate_limit=2, rate_window=10.0, block_seconds=3.0)
+    job_id = WhisulHook(clock=clock.clock).generate("a song [sandbox:expired][sandbox:seconds=0]")
+    with pytest.raises(WhisulJobNotFoundError, match=job_id):
+        TaskContext().run(make(job_id=job_id, poke_interval=5, **mode))
+    assert [request.status for request in sandbox.requests][1:3] == [404, 429]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_completed_job_without_a_song_is_waited_for(
+    make: Make, submit: Callable[[str], str], mode: dict[str, Any]
+) -> None:
+    sensor = make(job_id=submit("a song [sandbox:song-late=20][sandbox:seconds=0]"), **mode)
+    waits = {"deferrable": TaskDeferred, "reschedule": AirflowRescheduleException}
+    kind = "deferrable" if sensor.deferrable else sensor.mode
+    if kind in waits:
+        with pytest.raises(waits[kind]):
+            TaskContext().run(sensor)
+    else:
+        assert TaskContext().run(sensor)["song_url"]
+
+
+class TestExecutionTimeout:
+    @pytest.mark.parametrize(
+        ("timeout", "execution_timeout", "deadline", "source"),
+        [(3600, 600, 580, "execution_timeout"), (300, 600, 300, "timeout"), (300, None, 300, "timeout")],
+    )
+    def test_the_earlier_of_the_two_timeouts_is_the_deadline(
+        self,
+        make: Make,
+        submit: Callable[[str], str],
+        timeout: float,
+        execution_timeout: float | None,
+        deadline: float,
+        source: str,
+        task_log: Callable[[], list[str]],
+    ) -> None:
+        context = TaskContext()
+        # The try began 20 s ago.
+        context.start_date = datetime.fromtimestamp(NOON - 20, UTC)  # type: ignore[attr-defined]
+        limit = timedelta(seconds=execution_timeout) if execution_timeout else None
+        sensor = make(job_id=submit("a song"), timeout=timeout, execution_timeout=limit)
+        with pytest.raises(TaskDeferred) as deferred:
+            context.run(sensor)
+        # Airflow 2 ends the task at its execution_timeout: ours comes before it there.
+        early = 30 if source == "execution_timeout" and ENDS_DEFERRAL_AT_EXECUTION_TIMEOUT else 0
+        trigger = trigger_of(deferred)
+        assert (trigger.deadline, trigger.deadline_source) == (NOON + deadline - early, source)
+        words = ("in the triggerer until", f"({source})", '("a song")', "`airflow triggerer` must run")
+        assert any(all(word in line for word in words) for line in task_log())
+
+    def test_airflow_may_retry_a_task_that_met_its_execution_timeout(self, make: Make) -> None:
+        event = error_event(WhisulJobTimeoutError("some-job may still be running"))
+        kwargs = {"event": event, "try_number": 1, "deadline_source": "execution_timeout"}
+        with pytest.raises(WhisulJobTimeoutError):
+            make().resume_execution("execute_complete", kwargs, TaskContext())
 
 
 class TestRefusedWhenTheDagIsRead:

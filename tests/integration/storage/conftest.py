@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,36 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def transfer(folder: Path, clock: FakeClock) -> Transfer:
-    """Run the operator on the test's clock, and return the manifest."""
+def only_named_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system without unnamed files, such as macOS, or a Linux whose folder is on NFS."""
+    monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+
+
+@pytest.fixture(params=["unnamed", "named"])
+def either_files(request: pytest.FixtureRequest) -> None:
+    """A system with unnamed files, and one without."""
+    if request.param == "named":
+        request.getfixturevalue("only_named_files")
+
+
+@pytest.fixture
+def transfer(folder: Path, clock: FakeClock, request: pytest.FixtureRequest) -> Transfer:
+    """
+    Run the operator on the test's clock, and return the manifest.
+
+    A test's own media host is no sandbox, so that the user has to permit it.
+    """
+    allow_private_media = "host" in request.fixturenames
 
     def transfer(songs: object, context: TaskContext | None = None, **kwargs: Any) -> Any:
         operator = WhisulToObjectStorageOperator(
-            task_id="keep", **{"songs": songs, "destination": f"file://{folder}", **kwargs}
+            task_id="keep",
+            **{
+                "songs": songs,
+                "destination": f"file://{folder}",
+                "allow_private_media": allow_private_media,
+                **kwargs,
+            },
         )
         operator.clock = clock.clock
         allow_tasks_in_threads()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -12,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
 from fsspec.implementations.local import LocalFileSystem
 
+from airflow_provider_whisul.exceptions import WhisulStorageError
+from airflow_provider_whisul.storage.new_file import NewFile
+from airflow_provider_whisul.storage.object_store import ObjectStore
 from tests.integration.storage.helpers import (
     PNG,
     WAV,
@@ -26,6 +32,7 @@ from tests.integration.storage.helpers import (
     respond,
 )
 from tests.support.airflow import TaskContext
+from tests.support.clock import FakeClock
 
 ROUNDS = 30
 
@@ -48,6 +55,7 @@ def run_at_once(*runs: Callable[[], Any]) -> list[Any]:
         return [future.result() for future in [pool.submit(run, function) for function in runs]]
 
 
+@pytest.mark.usefixtures("either_files")
 def test_two_tries_of_one_task_at_once_both_succeed(songs: list[Song], transfer: Transfer, tmp_path: Path) -> None:
     for number in range(ROUNDS):
         folder = tmp_path / f"round-{number}"
@@ -62,6 +70,7 @@ def test_two_tries_of_one_task_at_once_both_succeed(songs: list[Song], transfer:
         assert_complete(folder, one)
 
 
+@pytest.mark.usefixtures("either_files")
 def test_mapped_tasks_that_share_a_song_all_succeed(songs: list[Song], transfer: Transfer, tmp_path: Path) -> None:
     for number in range(ROUNDS):
         folder = tmp_path / f"round-{number}"
@@ -77,6 +86,7 @@ def test_mapped_tasks_that_share_a_song_all_succeed(songs: list[Song], transfer:
         assert file_names(folder) == set().union(*(check_files(folder, manifest) for manifest in manifests))
 
 
+@pytest.mark.usefixtures("only_named_files")
 @pytest.mark.parametrize("ending", [".wav", ".png", ".json", "manifest.json"])
 def test_a_try_that_removes_the_temporary_file_of_another_does_not_fail_it(
     songs: list[Song], transfer: Transfer, folder: Path, monkeypatch: pytest.MonkeyPatch, ending: str
@@ -102,7 +112,7 @@ def test_a_try_that_removes_the_temporary_file_of_another_does_not_fail_it(
     assert_complete(folder, second)
 
 
-def test_a_song_that_another_try_stores_during_the_download_is_replaced_by_the_same_files(
+def test_a_song_that_another_try_stores_during_the_download_is_left_as_it_is(
     host: MediaHost, transfer: Transfer, folder: Path
 ) -> None:
     other_manifests = []
@@ -117,3 +127,103 @@ def test_a_song_that_another_try_stores_during_the_download_is_replaced_by_the_s
     assert other_manifests == [manifest]
     assert file_names(folder) == check_files(folder, manifest)
     assert host.count("/song") == 2
+
+
+def respond_with_another_song_each_time(host: MediaHost) -> None:
+    """Let the host send other bytes, and another length, with each response."""
+    lengths = iter(range(1, 10_000))
+
+    def serve(handler: BaseHTTPRequestHandler) -> None:
+        respond(200, WAV + bytes(next(lengths)))(handler)
+
+    host.responses |= {"/song": serve, "/cover": respond(200, PNG)}
+
+
+def test_a_song_of_which_another_try_gets_other_bytes_is_taken_from_the_try_that_is_first(
+    host: MediaHost, transfer: Transfer, folder: Path
+) -> None:
+    other_manifests = []
+
+    def serve(handler: BaseHTTPRequestHandler) -> None:
+        respond_with_another_song_each_time(host)
+        other_manifests.append(transfer(host.song()))
+        respond(200, WAV)(handler)
+
+    host.responses["/song"] = serve
+    assert transfer(host.song()) == other_manifests[0]
+    assert_names_its_files(folder, other_manifests[0])
+
+
+def test_a_song_that_another_task_replaces_after_it_was_stored_is_transferred_again(
+    host: MediaHost, transfer: Transfer, folder: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    respond_with_another_song_each_time(host)
+    transferred, songs = threading.Event(), [host.song("job-1"), host.song("job-2")]
+
+    def serve(handler: BaseHTTPRequestHandler) -> None:
+        if not transferred.is_set():
+            transferred.set()
+            # The first song is stored, and is replaced while the second one is downloaded.
+            (stored,) = folder.glob("*_job-1.wav")
+            stored.write_bytes(WAV + b"another")
+        respond(200, WAV)(handler)
+
+    songs[1]["song_url"] = f"{host.url}/second"
+    host.responses["/second"] = serve
+    manifest = transfer(songs, max_concurrent_downloads=1)
+    assert_names_its_files(folder, manifest)
+    assert (host.count("/song"), host.count("/second")) == (2, 1)
+    assert clock.slept == [1.0]
+
+
+def test_a_song_that_another_task_replaces_again_and_again_is_an_error_that_a_retry_may_pass(
+    host: MediaHost, transfer: Transfer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    respond_with_another_song_each_time(host)
+    publish = ObjectStore.publish
+
+    def publish_and_replace(self: ObjectStore, new: NewFile, name: str) -> None:
+        publish(self, new, name)
+        if name.endswith(".json"):
+            (stored,) = folder.glob("*.wav")
+            stored.write_bytes(b"RIFF")
+
+    monkeypatch.setattr(ObjectStore, "publish", publish_and_replace)
+    with pytest.raises(
+        WhisulStorageError, match=r"replaces or removes files .* such as midnight-grid_some-job.wav"
+    ) as r:
+        transfer(host.song())
+    assert not isinstance(r.value, AirflowFailException)
+    assert host.count("/song") == 3
+    assert "manifest.json" not in file_names(folder)
+
+
+@pytest.mark.usefixtures("either_files")
+@pytest.mark.parametrize("mapped", [False, True])
+def test_tries_that_each_get_other_bytes_agree_on_one_of_them(
+    host: MediaHost, transfer: Transfer, tmp_path: Path, clock: FakeClock, mapped: bool
+) -> None:
+    respond_with_another_song_each_time(host)
+    # As long as a few downloads here, as the pause is in earnest.
+    clock.on_sleep = lambda seconds: time.sleep(random.uniform(0.1, 0.5))
+    songs = [host.song(f"job-{index}", image_url=f"{host.url}/cover") for index in range(4)]
+    for number in range(ROUNDS // 2):
+        folder = tmp_path / f"round-{number}"
+
+        def run(index: int, folder: Path = folder, delay: float = number * 0.004) -> Any:
+            context = TaskContext()
+            context.map_index = index if mapped else -1
+            time.sleep(index * delay)
+            return transfer(songs, context, destination=str(folder))
+
+        run_at_once(partial(run, 0), partial(run, 1))
+        # The files are of one try or of the other one, and their description with them.
+        for path in folder.glob("*_job-*.json"):
+            assert_names_its_files(folder, {"songs": [json.loads(path.read_text())]})
+        assert not list(folder.glob("*.part"))
+
+
+def assert_names_its_files(folder: Path, manifest: Any) -> None:
+    """Check that the files of the manifest's songs are in the folder, each with its length."""
+    for song in manifest["songs"]:
+        assert (folder / song["audio"]["name"]).stat().st_size == song["audio"]["size"]

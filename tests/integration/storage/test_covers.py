@@ -23,6 +23,8 @@ from tests.integration.storage.helpers import (
 )
 from tests.support.servers import fetched
 
+SVG_UTF_16 = '<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'.encode("utf-16")
+
 
 def test_a_cover_whose_url_has_expired_is_left_out(
     sandbox: Sandbox, make_songs: MakeSongs, transfer: Transfer, folder: Path, task_log: Callable[[], list[str]]
@@ -31,6 +33,7 @@ def test_a_cover_whose_url_has_expired_is_left_out(
     song["image_url"] = song["image_url"].replace(".png", ".gone")
     # The song's own job has a URL that works.
     song["job_id"] = "another"
+    song["finished_at"] = None
     manifest = transfer(song)
     (stored,) = manifest["songs"]
     assert stored["cover"] is None
@@ -55,6 +58,8 @@ def test_a_cover_that_the_job_has_no_url_of_any_more_is_left_out(
     ("body", "content_type", "reason"),
     [
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "image/svg+xml", "a file of 41 bytes that is no cover"),
+        (SVG_UTF_16, "image/svg+xml", f"a file of {len(SVG_UTF_16)} bytes that is no cover"),
+        (SVG_UTF_16, "image/png", f"a file of {len(SVG_UTF_16)} bytes that is no cover"),
         (b"<!DOCTYPE html>", "text/html", "a file of 15 bytes that is no cover"),
         (b"", "image/png", "an empty file"),
     ],

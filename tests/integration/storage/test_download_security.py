@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from airflow_provider_whisul.exceptions import (
+    WhisulConfigurationError,
     WhisulMediaError,
     WhisulMediaExpiredError,
     WhisulMediaUnsafeError,
     WhisulTLSError,
 )
 from airflow_provider_whisul.sandbox import Sandbox
+from airflow_provider_whisul.storage import media_client
 from tests.integration.storage.helpers import (
     PNG,
     WAV,
@@ -142,7 +147,69 @@ class TestProxies:
     ) -> None:
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/ca.pem")
         song = host.song(song_url="https://media.example/song?signature=secret")
-        message = r"no response from https://media.example/song: .*/no/such/ca.pem"
-        with pytest.raises(WhisulMediaError, match=message) as raised:
+        with pytest.raises(WhisulConfigurationError, match="CA file that REQUESTS_CA_BUNDLE names") as raised:
             transfer(song)
         assert "secret" not in str(raised.value)
+
+
+class TestPrivateAddresses:
+    @pytest.fixture
+    def resolve_to(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+        """Let every host name resolve to these addresses, one list for each look-up."""
+
+        def resolve_to(*lookups: list[str]) -> None:
+            left = iter(lookups)
+            monkeypatch.setattr(
+                socket,
+                "getaddrinfo",
+                lambda host, port, *args, **kwargs: [
+                    (socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+                    for address in next(left)
+                ],
+            )
+
+        return resolve_to
+
+    @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["::ffff:127.0.0.1"], ["10.0.0.1", "169.254.169.254"]])
+    def test_a_host_name_that_resolves_to_one_is_not_connected_to(
+        self, transfer: Transfer, resolve_to: Callable[..., None], addresses: list[str]
+    ) -> None:
+        resolve_to(addresses)
+        with closing(socket.create_server(("127.0.0.1", 0))) as server:
+            server.settimeout(0.1)
+            url = f"https://media.example:{server.getsockname()[1]}/admin/delete"
+            with pytest.raises(WhisulMediaUnsafeError, match=r"leads to .*, which is no public address"):
+                transfer({"job_id": "a-job", "title": None, "song_url": url, "image_url": None})
+            with pytest.raises(TimeoutError):
+                server.accept()
+
+    def test_a_dns_response_that_changes_is_checked_each_time(
+        self, transfer: Transfer, resolve_to: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*args: object, **kwargs: object) -> None:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+
+        monkeypatch.setattr(media_client, "create_connection", refuse)
+        resolve_to(["93.184.216.34"], ["127.0.0.1"])
+        song = {"job_id": "a-job", "title": None, "song_url": "https://media.example/song", "image_url": None}
+        with pytest.raises(WhisulMediaUnsafeError, match=r"leads to 127\.0\.0\.1, which is no public address"):
+            transfer(song)
+
+    def test_plain_http_to_another_port_of_this_machine_than_the_sandbox_s_is_not_requested(
+        self, sandbox: Sandbox, host: MediaHost, transfer: Transfer
+    ) -> None:
+        host.responses["/admin/delete"] = respond(200, WAV)
+        song = host.song(song_url=f"{host.url}/admin/delete")
+        with pytest.raises(WhisulMediaUnsafeError, match="only to the host and port of the Airflow connection"):
+            transfer(song, allow_private_media=False)
+        assert host.requests == []
+
+    def test_a_proxy_may_have_one(self, transfer: Transfer, proxy: Proxy) -> None:
+        url = "https://whisul.test/song.wav"
+        assert transfer({"job_id": "a-job", "title": None, "song_url": url, "image_url": None})["count"] == 1
+
+    def test_one_in_the_url_is_refused_behind_a_proxy_too(self, transfer: Transfer, proxy: Proxy) -> None:
+        song = {"job_id": "a-job", "title": None, "song_url": "https://10.0.0.1/song", "image_url": None}
+        with pytest.raises(WhisulMediaUnsafeError, match=r"leads to 10\.0\.0\.1, which is no public address"):
+            transfer(song)
+        assert proxy.asked == []

@@ -11,7 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_whisul.exceptions import WhisulMediaError
 from airflow_provider_whisul.sandbox import Sandbox
-from airflow_provider_whisul.storage import downloader
+from airflow_provider_whisul.storage import downloader, media_client, watchdog
 from tests.integration.storage.helpers import (
     WAV,
     MakeSongs,
@@ -46,6 +46,7 @@ def stored_audio(host: MediaHost, transfer: Transfer, folder: Path) -> bytes:
         ("media-429", [429, 200]),
         ("media-drop", [None, 200]),
         ("media-html", [200, 200]),
+        ("media-disguised", [200, 200]),
         ("media-empty", [200, 200]),
         ("media-wrong-length", [200, 416, 200]),
         ("media-redirect", [302, 200]),
@@ -80,6 +81,7 @@ def test_a_longer_retry_after_of_the_media_host_is_waited_for(
     [
         ("media-cut=9", "the download broke off"),
         ("media-html=9", "no audio (Content-Type 'text/html; charset=utf-8')"),
+        ("media-disguised=9", "no audio (Content-Type 'audio/wav')"),
         ("media-empty=9", "the host sent an empty file"),
         ("media-500=9", "answered 500"),
         ("media-wrong-length=99", "answered 416"),
@@ -234,7 +236,7 @@ class TestSlowHosts:
     def test_a_download_that_stalls_is_given_up(
         self, host: MediaHost, transfer: Transfer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(downloader, "STALL_SECONDS", 0.1)
+        monkeypatch.setattr(watchdog, "STALL_SECONDS", 0.1)
         monkeypatch.setattr(downloader, "MAX_ATTEMPTS", 2)
 
         def drip(handler: BaseHTTPRequestHandler) -> None:
@@ -252,7 +254,7 @@ class TestSlowHosts:
     def test_a_host_that_does_not_respond_is_given_up(
         self, host: MediaHost, transfer: Transfer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(downloader, "READ_TIMEOUT", 0.1)
+        monkeypatch.setattr(media_client, "READ_TIMEOUT", 0.1)
         monkeypatch.setattr(downloader, "MAX_ATTEMPTS", 2)
         host.responses["/song"] = lambda handler: time.sleep(0.3)
         with pytest.raises(WhisulMediaError, match=r"no response from .*: (timed out|Timeout)"):

@@ -65,7 +65,7 @@ class TestTheManifestOfAnotherRun:
         self, host: MediaHost, transfer: Transfer, folder: Path
     ) -> None:
         def serve(handler: BaseHTTPRequestHandler) -> None:
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / "manifest.json").write_text("{}")
             respond(200, WAV)(handler)
 
@@ -124,7 +124,26 @@ class TestIncompleteSongs:
         (folder / transfer(song)["songs"][0][file]["name"]).write_bytes(b"RIFF half")
         assert_complete(folder, transfer(song))
 
-    @pytest.mark.parametrize("content", ["{}", "no JSON", "[1]", '{"job_id": "another"}'])
+    @pytest.mark.parametrize("file", ["audio", "cover"])
+    def test_a_file_of_the_same_length_and_other_bytes_is_replaced(
+        self, make_songs: MakeSongs, transfer: Transfer, folder: Path, file: str
+    ) -> None:
+        (song,) = make_songs("a waltz")
+        path = folder / transfer(song)["songs"][0][file]["name"]
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        assert_complete(folder, transfer(song))
+
+    def test_metadata_that_names_the_file_of_another_song_is_replaced(
+        self, make_songs: MakeSongs, transfer: Transfer, folder: Path
+    ) -> None:
+        one, two = make_songs("a waltz", "a tango")
+        stored = transfer([one, two])["songs"]
+        (folder / stored[0]["metadata"]).write_text(json.dumps({**stored[0], "audio": stored[1]["audio"]}))
+        again = transfer([one, two])
+        assert again["songs"] == stored
+        assert_complete(folder, again)
+
+    @pytest.mark.parametrize("content", ["{}", '{"job_id": ', "no JSON", "[1]", '{"job_id": "another"}'])
     def test_metadata_that_does_not_describe_the_job_is_replaced(
         self, make_songs: MakeSongs, transfer: Transfer, folder: Path, content: str
     ) -> None:

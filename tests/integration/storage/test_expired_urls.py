@@ -22,6 +22,7 @@ from tests.integration.storage.helpers import (
     file_names,
     respond,
 )
+from tests.support.clock import FakeClock
 from tests.support.servers import fetched
 
 
@@ -69,7 +70,7 @@ class TestTheTaskFailsWithoutRetries:
     def test_where_the_job_does_not_exist(self, sandbox: Sandbox, make_songs: MakeSongs, transfer: Transfer) -> None:
         (song,) = make_songs("a waltz")
         song |= {"job_id": "long-gone", "song_url": song["song_url"].replace(song["job_id"], "long-gone")}
-        with pytest.raises(WhisulMediaExpiredError, match="returned no other URL: Whisul answered 404"):
+        with pytest.raises(WhisulMediaExpiredError, match="returned no other URL: Whisul has no such job"):
             transfer(song)
 
     def test_where_the_job_has_no_url(self, make_songs: MakeSongs, transfer: Transfer) -> None:
@@ -85,15 +86,17 @@ class TestTheTaskFailsWithoutRetries:
 
     def test_where_the_connection_to_whisul_does_not_exist(self, make_songs: MakeSongs, transfer: Transfer) -> None:
         (song,) = make_songs("a waltz [sandbox:media-expired]")
-        with pytest.raises(WhisulMediaExpiredError, match="returned no other URL: The conn_id `nobody` isn't defined"):
-            transfer(song, whisul_conn_id="nobody")
+        with pytest.raises(
+            WhisulMediaExpiredError, match="returned no other URL: There is no Airflow connection 'nobody'"
+        ):
+            transfer(song, whisul_conn_id="nobody", allow_private_media=True)
 
     def test_where_the_api_key_is_not_accepted(
         self, sandbox: Sandbox, make_songs: MakeSongs, transfer: Transfer
     ) -> None:
         (song,) = make_songs("a waltz [sandbox:media-gone]")
         sandbox.revoke_key()
-        with pytest.raises(WhisulMediaExpiredError, match="returned no other URL: Whisul answered 401"):
+        with pytest.raises(WhisulMediaExpiredError, match="returned no other URL: Whisul does not accept the API key"):
             transfer(song)
 
     def test_where_only_the_cover_has_another_url(
@@ -125,7 +128,7 @@ class TestDuringAnOutageOfWhisul:
         with monkeypatch.context() as patched:
             patched.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", json.dumps(unreachable))
             with pytest.raises(WhisulConnectionError) as raised:
-                transfer(song)
+                transfer(song, allow_private_media=True)
         assert not isinstance(raised.value, AirflowFailException)
         assert transfer(song)["count"] == 1
 
@@ -142,3 +145,23 @@ class TestDuringAnOutageOfWhisul:
             message = f"The media host answered 403 to {host.url}/gone, the audio of job {song['job_id']}: the URL has"
             assert message in str(raised.value)
         assert str(raised.value).count("Whisul did not say whether there is another URL") == 5
+
+
+def test_a_404_about_a_job_is_lived_through_for_a_minute(
+    sandbox: Sandbox, host: MediaHost, clock: FakeClock, transfer: Transfer, folder: Path
+) -> None:
+    job_id = WhisulHook(clock=clock.clock).generate("a waltz [sandbox:get-404=2]")
+    clock.now += 100
+    host.responses |= {"/gone": respond(403)}
+    assert_complete(folder, transfer(host.song(job_id, song_url=f"{host.url}/gone")))
+    assert [request.status for request in sandbox.requests if "/jobs/" in request.path] == [404, 404, 200]
+
+
+def test_a_job_that_is_gone_costs_a_minute_and_the_next_ones_none(
+    host: MediaHost, clock: FakeClock, transfer: Transfer, sandbox: Sandbox
+) -> None:
+    host.responses |= {"/gone": respond(403)}
+    began = clock.now
+    with pytest.raises(WhisulMediaExpiredError):
+        transfer([host.song(f"gone-{number}", song_url=f"{host.url}/gone") for number in range(5)])
+    assert 60 <= clock.now - began < 90

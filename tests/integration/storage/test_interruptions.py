@@ -63,6 +63,7 @@ class TestAStoppedTask:
         assert time.monotonic() - began < 5
         assert file_names(folder) == set()
 
+    @pytest.mark.usefixtures("either_files")
     @pytest.mark.parametrize("state", ["downloading", "waiting"])
     def test_stops_its_downloads_and_waits_on_kill(
         self, host: MediaHost, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
@@ -80,7 +81,12 @@ class TestAStoppedTask:
         songs = [host.song(f"job-{index}") for index in range(5)]
         # On the system's clock, whose waits are to be cut short.
         operator = WhisulToObjectStorageOperator(
-            task_id="keep", songs=songs, destination=f"file://{folder}", max_failures=5, max_concurrent_downloads=2
+            task_id="keep",
+            songs=songs,
+            destination=f"file://{folder}",
+            max_failures=5,
+            max_concurrent_downloads=2,
+            allow_private_media=True,
         )
         began = time.monotonic()
         with pytest.raises(WhisulMediaError, match=r"stopped with the task.*no manifest.*downloads only the missing"):
@@ -93,7 +99,9 @@ class TestAStoppedTask:
     def test_downloads_nothing_where_it_was_killed_before_its_first_download(
         self, host: MediaHost, folder: Path
     ) -> None:
-        operator = WhisulToObjectStorageOperator(task_id="keep", songs=host.song(), destination=f"file://{folder}")
+        operator = WhisulToObjectStorageOperator(
+            task_id="keep", songs=host.song(), destination=f"file://{folder}", allow_private_media=True
+        )
         operator.on_kill()
         with pytest.raises(WhisulMediaError, match="stopped with the task"):
             TaskContext().run(operator)
@@ -136,18 +144,18 @@ def test_a_killed_process_leaves_no_incomplete_file_and_a_retry_downloads_only_w
     }
 
 
-def test_a_full_disk_of_the_worker_is_named_in_the_error(
+def test_a_file_that_is_larger_than_the_system_permits_is_named_in_the_error(
     make_songs: MakeSongs, transfer: Transfer, folder: Path, start_transfer: StartTransfer
 ) -> None:
     songs = make_songs("a waltz [sandbox:media-size=3MB]")
     outcome = outcome_of(start_transfer(songs=songs, destination=f"file://{folder}", max_file_size=1_000_000))
-    assert outcome["error"] == "WhisulStorageError"
-    assert "There is no space left. Free some" in outcome["message"]
-    assert "on this machine, before it goes to" in outcome["message"]
+    assert outcome["error"] == "WhisulMediaError"
+    assert f"could not be written to file://{folder}: File too large. Is there space left?" in outcome["message"]
     assert file_names(folder) == set()
     assert_complete(folder, transfer(songs))
 
 
+@pytest.mark.usefixtures("only_named_files")
 def test_a_full_disk_of_the_store_stops_the_transfer(
     sandbox: Sandbox, make_songs: MakeSongs, transfer: Transfer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from airflow_provider_whisul.exceptions import (
+    WhisulError,
     WhisulInvalidInputError,
     WhisulMediaError,
     WhisulMediaExpiredError,
@@ -20,6 +22,7 @@ from airflow_provider_whisul.exceptions import (
 )
 from airflow_provider_whisul.sandbox import Sandbox
 from tests.integration.storage.helpers import (
+    PNG,
     WAV,
     MakeSongs,
     MediaHost,
@@ -28,7 +31,6 @@ from tests.integration.storage.helpers import (
     file_names,
     respond,
 )
-from tests.support.airflow import TaskContext
 from tests.support.clock import FakeClock
 from tests.support.servers import fetched
 
@@ -89,6 +91,20 @@ class TestSongsFromUpstreamTasks:
         assert manifest["count"] == 1
         assert manifest["failed"] == [{"job_id": "failed-job", "prompt": "a tango", "error": "Out of rhythm."}]
         assert any("Skipped 'a tango': Out of rhythm." in line for line in task_log())
+
+    def test_messages_show_the_beginning_of_a_long_title_or_prompt(
+        self, make_songs: MakeSongs, transfer: Transfer, task_log: Callable[[], list[str]]
+    ) -> None:
+        long = "W" * 100
+        songs = [{**song, "title": long, "song_url": "http://user@localhost/"} for song in make_songs("a", "b")]
+        failed = {"prompt": long, "job_id": "j", "status": "failed", "song": None, "error": "Out of rhythm."}
+        completed = [{**failed, "job_id": song["job_id"], "status": "completed", "song": song} for song in songs]
+        shown = f"'{'W' * 59}…'"
+        with pytest.raises(WhisulError, match=shown):
+            transfer([failed, *completed])
+        log = "\n".join(task_log())
+        assert f"Skipped {shown}" in log
+        assert log.count(f"Could not store {shown}") == 2
 
     def test_a_song_that_the_batch_had_no_room_for_is_read_from_its_job(
         self, make_songs: MakeSongs, transfer: Transfer, folder: Path
@@ -175,15 +191,24 @@ class TestFailedDownloads:
 
 @pytest.mark.parametrize("limit", [1, 3])
 def test_max_concurrent_downloads_is_reached_and_not_exceeded(host: MediaHost, transfer: Transfer, limit: int) -> None:
+    # Those that have no response yet. After its last byte the client may send the next one before the host is done.
+    waiting: set[int] = set()
+    at_once: list[int] = []
+
     def serve(handler: BaseHTTPRequestHandler) -> None:
+        waiting.add(id(handler))
+        at_once.append(len(waiting))
         time.sleep(0.05)
+        waiting.discard(id(handler))
         respond(200, WAV)(handler)
 
     host.responses["/song"] = serve
     transfer([host.song(f"job-{index}") for index in range(8)], max_concurrent_downloads=limit)
-    assert host.max_concurrent == limit
+    assert len(at_once) == 8
+    assert max(at_once) == limit
 
 
+@pytest.mark.usefixtures("only_named_files")
 def test_the_worker_s_temporary_folder_holds_only_the_songs_that_are_being_downloaded(
     host: MediaHost, transfer: Transfer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +225,28 @@ def test_the_worker_s_temporary_folder_holds_only_the_songs_that_are_being_downl
     assert not list(tmp_path.glob("whisul-*"))
 
 
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="this system has no unnamed files")
+def test_a_song_is_written_once_and_is_nowhere_to_be_seen_before_it_is_whole(
+    host: MediaHost, transfer: Transfer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[str]] = []
+
+    def serve(handler: BaseHTTPRequestHandler) -> None:
+        respond(200, WAV, Content_Length=str(2 * len(WAV)))(handler)
+        seen.append({path.name for path in [*folder.iterdir(), *tmp_path.glob("whisul-*/*")]})
+        handler.wfile.write(WAV)
+
+    def copy(*args: object, **kwargs: object) -> None:
+        raise AssertionError("The file is copied.")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(LocalFileSystem, "put_file", copy)
+    host.responses |= {"/song": serve, "/cover": respond(200, PNG)}
+    manifest = transfer(host.song(image_url=f"{host.url}/cover"))
+    assert seen == [set()]
+    assert_complete(folder, manifest)
+
+
 class TestDestinations:
     @pytest.mark.parametrize("destination", ["", "s3://", "file://relative", "songs", "file:///", None])
     def test_a_destination_that_names_no_folder_is_refused(
@@ -210,7 +257,7 @@ class TestDestinations:
         assert fetched(sandbox) == []
 
     def test_a_store_of_an_unknown_protocol_cannot_be_reached(self, make_songs: MakeSongs, transfer: Transfer) -> None:
-        message = "Could not reach nowhere://bucket/songs: No filesystem registered"
+        message = "Could not reach nowhere://bucket/songs: no installed package knows nowhere:// addresses"
         with pytest.raises(WhisulStorageError, match=message):
             transfer(make_songs("a waltz"), destination="nowhere://bucket/songs")
 
@@ -220,9 +267,11 @@ class TestDestinations:
         assert_complete(folder, transfer(make_songs("a waltz"), destination=f"{folder}/"))
 
 
-@pytest.mark.parametrize("argument", [{"max_failures": -1}, {"max_concurrent_downloads": 0}])
+@pytest.mark.parametrize("argument", [{"max_failures": -1}, {"max_concurrent_downloads": 0}, {"max_audio_bytes": 0}])
 def test_arguments_out_of_range_are_refused_when_the_dag_is_read(transfer: Transfer, argument: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="max_failures must be 0 or more, max_concurrent_downloads 1 or more"):
+    with pytest.raises(
+        ValueError, match="max_failures must be 0 or more, max_concurrent_downloads and max_audio_bytes 1"
+    ):
         transfer([], **argument)
 
 
@@ -237,35 +286,3 @@ def test_a_cleared_task_writes_a_new_manifest_and_downloads_nothing_again(
     assert second["songs"] == first["songs"]
     assert second["stored_at"] > first["stored_at"]
     assert len(fetched(sandbox)) == 4
-
-
-class TestTheAssetEvent:
-    def test_carries_destination_manifest_counts_and_titles(
-        self, make_songs: MakeSongs, transfer: Transfer, folder: Path
-    ) -> None:
-        from airflow.providers.common.compat.sdk import Asset
-
-        asset = Asset("file://songs/kept")
-        events = {asset.uri: OutletEvent()}
-        songs = make_songs("a waltz", "a tango")
-        transfer(songs, TaskContext(outlet_events=EventsByUri(events)), outlets=[asset])
-        assert events[asset.uri].extra == {
-            "destination": f"file://{folder}",
-            "manifest": f"file://{folder}/manifest.json",
-            "count": 2,
-            "failed": 0,
-            "titles": [song["title"] for song in songs],
-        }
-
-
-@dataclass
-class OutletEvent:
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-class EventsByUri:
-    def __init__(self, events: dict[str, OutletEvent]) -> None:
-        self._events = events
-
-    def __getitem__(self, asset: Any) -> OutletEvent:
-        return self._events[asset.uri]

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_whisul.api.messages import MAX_RETRY_AFTER
+from airflow_provider_whisul.clock import utc
 from airflow_provider_whisul.exceptions import (
     WhisulConnectionError,
     WhisulError,
@@ -20,15 +22,17 @@ from airflow_provider_whisul.exceptions import (
     WhisulJobTimeoutError,
     WhisulRateLimitError,
     WhisulServerError,
+    WhisulSongMissingError,
     WhisulUnauthorizedError,
 )
 from airflow_provider_whisul.hooks import whisul_async
+from airflow_provider_whisul.hooks.whisul import WhisulHook
 from airflow_provider_whisul.hooks.whisul_async import WhisulAsyncHook
-from airflow_provider_whisul.polling import MAX_CONSECUTIVE_POLL_FAILURES
+from airflow_provider_whisul.polling import MAX_CONSECUTIVE_POLL_FAILURES, SONG_URL_GRACE
 from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions
 from airflow_provider_whisul.triggers.events import song_from_event
 from airflow_provider_whisul.triggers.whisul import WhisulJobTrigger
-from tests.support.clock import NOON, VirtualLoop, loop_clock, run_virtually
+from tests.support.clock import NOON, VirtualLoop, loop_clock, run_virtually, thread_clock
 
 KEY = "secret-sandbox-key"
 
@@ -109,8 +113,12 @@ def test_jitter_spreads_the_first_poll_over_one_interval(
     virtually(main)
 
 
-def test_two_hundred_triggers_do_not_poll_in_the_same_moments(virtually: Callable[..., Any]) -> None:
+def test_two_hundred_triggers_do_not_poll_in_the_same_moments(
+    virtually: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def main(waiting: Waiting) -> None:
+        connection = {**json.loads(waiting.sandbox.connection), "extra": {"max_requests_per_second": 1e6}}
+        monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", json.dumps(connection))
         job_ids = [await waiting.submit(f"song {number}") for number in range(200)]
         await asyncio.gather(*(waiting.event(job_id, number / 200) for number, job_id in enumerate(job_ids)))
         per_second: dict[int, int] = defaultdict(int)
@@ -171,7 +179,6 @@ def test_follows_the_backoff_schedule_after_429s(virtually: Callable[..., Any]) 
     [
         ("a song [sandbox:fail]", WhisulJobFailedError),
         ("a song [sandbox:get-401]", WhisulUnauthorizedError),
-        ("a song [sandbox:get-404]", WhisulJobNotFoundError),
     ],
 )
 def test_a_final_error_ends_the_wait_at_once(
@@ -185,6 +192,83 @@ def test_a_final_error_ends_the_wait_at_once(
         assert caught.value.job_id == job_id
         statuses = [request.status for request in waiting.sandbox.requests if request.method == "GET"]
         assert set(statuses[:-1]) <= {200}
+
+    virtually(main)
+
+
+@pytest.mark.parametrize("began", [0, 3000])
+def test_a_404_for_less_than_a_minute_is_lived_through_also_after_a_restart(
+    virtually: Callable[..., Any], began: float
+) -> None:
+    async def main(waiting: Waiting) -> None:
+        job_id = await waiting.submit("a song [sandbox:get-404=6]")
+        await asyncio.sleep(began)
+        assert (await waiting.event(job_id))["status"] == "completed"
+
+    virtually(main)
+
+
+def test_a_completed_job_is_polled_on_until_the_url_of_its_song_is_there(virtually: Callable[..., Any]) -> None:
+    async def main(waiting: Waiting) -> None:
+        job_id = await waiting.submit("a song [sandbox:song-late=20]")
+        assert song_from_event(await waiting.event(job_id), job_id)["song_url"]
+        assert waiting.polls(job_id)[-1] == 80
+
+    virtually(main)
+
+
+def test_a_completed_job_that_gets_no_url_ends_the_wait_after_minutes(virtually: Callable[..., Any]) -> None:
+    async def main(waiting: Waiting) -> None:
+        job_id = await waiting.submit("a song [sandbox:song-late]")
+        event = await waiting.event(job_id)
+        with pytest.raises(WhisulSongMissingError, match="no URL of the song"):
+            song_from_event(event, job_id)
+        assert waiting.polls(job_id)[-1] == 60 + SONG_URL_GRACE
+
+    virtually(main)
+
+
+def test_a_retry_after_beyond_the_deadline_ends_no_wait_before_it(virtually: Callable[..., Any]) -> None:
+    async def main(waiting: Waiting) -> None:
+        job_id = await waiting.submit()
+        deadline = waiting.loop.wall() + 700
+        event = await waiting.event(job_id, deadline=deadline)
+        assert event["error"]["type"] == "WhisulJobTimeoutError"
+        assert utc(deadline) in event["error"]["message"]
+        assert deadline <= waiting.loop.wall() <= deadline + 6
+
+    virtually(main, rate_limit=1, rate_window=100, block_seconds=3700, retry_after=True)
+
+
+def test_a_changed_limit_of_the_connection_is_taken_up_by_the_rate_limiter(
+    virtually: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main(waiting: Waiting) -> None:
+        connection = json.loads(waiting.sandbox.connection)
+        rates = []
+        for limit in (4, 0.5, ""):
+            settings = {**connection, "extra": {"max_requests_per_second": limit}}
+            monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", json.dumps(settings))
+            job_id = await waiting.submit()
+            hook = WhisulAsyncHook(clock=loop_clock(waiting.loop))
+            for _ in range(3):
+                await hook.get_job(job_id)
+            polls = waiting.polls(job_id)
+            rates.append(2 / (polls[-1] - polls[0]))
+        assert rates[:2] == pytest.approx([4, 0.5])
+        # Without a limit the rate is found again from there.
+        assert 0.5 <= rates[2] < 1
+
+    virtually(main)
+
+
+def test_a_worker_whose_clock_is_hours_ahead_pauses_the_triggers_for_no_more_than_a_retry_after(
+    virtually: Callable[..., Any],
+) -> None:
+    async def main(waiting: Waiting) -> None:
+        job_id = await waiting.submit()
+        await waiting.event(job_id, not_before=waiting.loop.wall() + 7200, deadline=waiting.loop.wall() + 9999)
+        assert waiting.polls(job_id)[0] == MAX_RETRY_AFTER
 
     virtually(main)
 
@@ -327,6 +411,56 @@ class TestOneRateLimiterPerAccount:
             polls = [request for request in waiting.sandbox.requests if request.method == "GET"]
             (throttled,) = [at for at, request in enumerate(polls) if request.status == 429]
             assert polls[throttled + 1].at - polls[throttled].at >= 5
+
+        virtually(main)
+
+    def test_a_block_that_the_triggerer_has_met_is_known_to_workers_and_to_a_triggerer_that_is_restarted(
+        self, virtually: Callable[..., Any]
+    ) -> None:
+        async def main(waiting: Waiting) -> None:
+            first, second = await waiting.submit("limited [sandbox:get-429=1]"), await waiting.submit()
+            with pytest.raises(WhisulRateLimitError, match="429"):
+                await WhisulAsyncHook(clock=loop_clock(waiting.loop)).get_job(first)
+            worker = WhisulHook(clock=thread_clock(waiting.loop))
+            with pytest.raises(WhisulRateLimitError, match="Nothing was sent"):
+                await asyncio.to_thread(worker.get_job, second, retry=False, max_wait=1.0)
+            # A triggerer that is restarted has learnt nothing yet.
+            whisul_async._RATE_LIMITERS.clear()
+            await WhisulAsyncHook(clock=loop_clock(waiting.loop)).get_job(second)
+            assert waiting.polls(first) == [0]
+            assert waiting.polls(second) == [5]
+
+        virtually(main)
+
+    def test_a_block_that_a_worker_has_met_is_known_to_the_triggerer(self, virtually: Callable[..., Any]) -> None:
+        async def main(waiting: Waiting) -> None:
+            first, second = await waiting.submit("limited [sandbox:get-429=1]"), await waiting.submit()
+            hook = WhisulAsyncHook(clock=loop_clock(waiting.loop))
+            await hook.get_job(second)
+            worker = WhisulHook(clock=thread_clock(waiting.loop))
+            await asyncio.sleep(1)
+            with pytest.raises(WhisulRateLimitError, match="429"):
+                await asyncio.to_thread(worker.get_job, first, retry=False)
+            await hook.get_job(second)
+            assert waiting.polls(second) == [0, pytest.approx(6)]
+
+        virtually(main)
+
+    def test_the_durations_of_jobs_that_the_triggerer_has_polled_are_known_to_workers(
+        self, virtually: Callable[..., Any]
+    ) -> None:
+        async def main(waiting: Waiting) -> None:
+            hook = WhisulAsyncHook(clock=loop_clock(waiting.loop))
+            job_id = await waiting.submit()
+            await asyncio.sleep(61)
+            assert (await hook.get_job(job_id)).completed
+            # Kept with the next decision.
+            await asyncio.sleep(10)
+            running = await waiting.submit()
+            await hook.get_job(running)
+            worker = WhisulHook(clock=thread_clock(waiting.loop))
+            await asyncio.to_thread(worker.get_job, running)
+            assert worker._rate_limiter.durations.seconds == [60]
 
         virtually(main)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,8 @@ PASTED = "wh-Secret-3f9A.b"
         (f"https://whisul.com/ {PASTED}", None, {}),
         (None, None, {"timeout": PASTED}),
         (None, None, {"verify": PASTED}),
+        (None, None, {"rate_limit_conn_id": PASTED}),
+        (None, None, {"rate_limit_conn_id": f"redis://:{PASTED}@cache"}),
     ],
 )
 @pytest.mark.parametrize("password", [PASTED, None])
@@ -310,3 +313,31 @@ def test_verify_accepts_the_path_of_a_ca_file(tmp_path: Path) -> None:
 )
 def test_verify_that_is_neither_bool_nor_ca_file_is_refused(value: object) -> None:
     assert "its extra 'verify' must be true, false or the path of a CA file that exists" in refusal(verify=value)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0, 0), (7, 7), ("7", 7), (" 7 ", 7), (7.0, 7), (None, None), ("", None)]
+)
+def test_a_whole_number_of_submissions_is_accepted(value: object, expected: int | None) -> None:
+    assert settings_from(max_submissions_per_day=value).max_submissions_per_day == expected
+
+
+@pytest.mark.parametrize(
+    "value", [-1, 0.5, "many", "1e999", math.nan, math.inf, True, False, [3], {"a": 1}, "0x10", KEY, 10**400]
+)
+def test_a_ceiling_that_is_no_whole_number_is_refused(value: object) -> None:
+    message = refusal(max_submissions_per_day=value)
+    assert "its extra 'max_submissions_per_day' must be a whole number, zero or more." in message
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("my_redis", "my_redis"), (" a.b-c ", "a.b-c"), (None, None), ("", None)]
+)
+def test_the_id_of_the_connection_of_a_redis_is_accepted(value: object, expected: str | None) -> None:
+    assert settings_from(rate_limit_conn_id=value).rate_limit_conn_id == expected
+
+
+@pytest.mark.parametrize("value", [3, True, ["my_redis"], "my redis", "redis://user:word@cache", "x" * 251, KEY])
+def test_what_is_no_id_of_a_connection_is_refused(value: object) -> None:
+    message = refusal(rate_limit_conn_id=value)
+    assert "its extra 'rate_limit_conn_id' must be the id of an Airflow connection." in message

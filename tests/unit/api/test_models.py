@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from airflow_provider_whisul.api.models import Song, WhisulJob
-from airflow_provider_whisul.exceptions import WhisulJobFailedError
+from airflow_provider_whisul.exceptions import WhisulJobFailedError, WhisulResponseError
 from airflow_provider_whisul.text import MAX_QUOTED
 
 JOB_ID = "81fa5ff7-6197-4c24-8062-c0ff8b62d58d"
@@ -83,18 +83,29 @@ def test_a_completed_job_with_an_empty_or_odd_result_is_still_a_song(result: dic
         ("completed", "completed", True, False, True),
         ("failed", "failed", False, True, True),
         ("queued", "queued", False, False, False),
-        ("Completed", "Completed", False, False, False),
+        *((word, "completed", True, False, True) for word in (" Completed\n", "COMPLETE", "done", "Finished")),
+        *((word, "completed", True, False, True) for word in ("succeeded", "Success")),
+        *((word, "failed", False, True, True) for word in ("Failed ", "FAILURE", "error", "Errored")),
+        *((word, "failed", False, True, True) for word in ("cancelled", "Canceled", "rejected")),
+        ("Running", "running", False, False, True),
+        ("done with errors", "done with errors", False, False, False),
         ("", "", False, False, False),
         ("a\nb\x00", "a b�", False, False, False),
         ("x" * 5000, "x" * MAX_QUOTED + "…", False, False, False),
     ],
     ids=lambda value: ascii(value)[:20],
 )
-def test_the_status_of_a_job_is_read_exactly(
+def test_the_status_of_a_job_is_read_without_regard_to_case_and_space(
     status: str, read_as: str, completed: bool, failed: bool, known: bool
 ) -> None:
     made = job(status=status)
     assert (made.status, made.completed, made.failed, made.status_known) == (read_as, completed, failed, known)
+
+
+@pytest.mark.parametrize("envelope", [{"message": "upstream timed out"}, {"result": None, "error": "timed out"}])
+def test_a_general_error_is_no_failed_job(envelope: dict[str, object]) -> None:
+    with pytest.raises(WhisulResponseError, match="is not about a job"):
+        WhisulJob.from_json(JOB_ID, {"status": "error", **envelope})
 
 
 @pytest.mark.parametrize("status", ["running", "failed", "queued"])
@@ -118,8 +129,25 @@ def test_a_failed_job_s_error_names_the_reason(error: object, reason: str) -> No
     failed = job(status="failed", result=None, error=error).failed_error()
     assert type(failed) is WhisulJobFailedError
     assert failed.job_id == JOB_ID
-    assert str(failed).startswith(f"Whisul job {JOB_ID} failed: {reason}")
+    assert str(failed).startswith(f"The song failed: {reason.rstrip('.')}. The prompt was ")
+    assert f"(job {JOB_ID})" in str(failed)
     assert "cannot be resumed: only a new submission" in str(failed)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shown"),
+    [
+        ("a trap song", '"a trap song"'),
+        ("two\nlines\x00", '"two lines�"'),
+        ("x" * 5000, f'"{"x" * 59}…"'),
+        (None, "not reported"),
+        ("", "not reported"),
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_a_failed_job_s_error_names_the_prompt(prompt: object, shown: str) -> None:
+    failed = job(status="failed", result=None, prompt=prompt).failed_error()
+    assert f"The prompt was {shown} (job {JOB_ID})." in str(failed)
 
 
 @pytest.mark.parametrize(

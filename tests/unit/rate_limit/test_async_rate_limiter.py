@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import random
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,65 +13,15 @@ from hypothesis import strategies as st
 
 from airflow_provider_whisul import metrics
 from airflow_provider_whisul.exceptions import WhisulRateLimitError
-from airflow_provider_whisul.rate_limit.async_rate_limiter import AsyncRateLimiter
-from airflow_provider_whisul.rate_limit.rate_limiter import INITIAL_RATE, PROBE_TIMEOUT, RateLimiter
+from airflow_provider_whisul.polling import last_poll_max_wait
+from airflow_provider_whisul.rate_limit.block import PROBE_TIMEOUT
+from airflow_provider_whisul.rate_limit.throttle import INITIAL_RATE
 from airflow_provider_whisul.sandbox.state import RateLimit
-from tests.support.clock import NOON, VirtualLoop, loop_clock, run_virtually
+from tests.support.clock import NOON, VirtualLoop, run_virtually
+from tests.support.rate_limiter import Account
 
 #: Less than the resolution of the loop's clock: what is so far apart happens in the same moment, but in this order.
 INSTANT = 1e-10
-
-
-class Account:
-    """An account with its rate limiter, and a record of which request was sent when."""
-
-    def __init__(self, loop: VirtualLoop, limit: float | None = 10.0) -> None:
-        self.loop = loop
-        self.limiter = RateLimiter(limit)
-        self.rate_limiter = AsyncRateLimiter(self.limiter, loop_clock(loop))
-        self.sent: list[tuple[float, str]] = []
-
-    async def request(
-        self,
-        name: str,
-        takes: float = 0.0,
-        throttled: bool | None = False,
-        retry_after: float | None = None,
-        at: float = 0.0,
-        max_wait: float | None = None,
-    ) -> float | None:
-        """Send a request as the hook does, and return the cool-down that its response brought."""
-        if at:
-            await asyncio.sleep(at)
-        permitted = await self.rate_limiter.acquire(max_wait)
-        try:
-            self.sent.append((round(self.loop.time(), 6), name))
-            if takes:
-                await asyncio.sleep(takes)
-        except BaseException:
-            self.rate_limiter.on_response(permitted, throttled=None)
-            raise
-        return self.rate_limiter.on_response(permitted, throttled, retry_after)
-
-    def start(self, name: str, **how: Any) -> asyncio.Task[float | None]:
-        return self.loop.create_task(self.request(name, **how))
-
-    @property
-    def blocked(self) -> bool:
-        return self.limiter.block.active
-
-    @property
-    def allowed_at(self) -> float:
-        """When the next request is allowed, in seconds of the loop."""
-        return self.limiter.next_allowed_at(self.loop.time())
-
-    @property
-    def names(self) -> str:
-        return "".join(name for _, name in self.sent)
-
-    @property
-    def times(self) -> list[float]:
-        return [at for at, _ in self.sent]
 
 
 # --- order and rate
@@ -121,6 +70,17 @@ def test_a_request_that_asks_later_is_not_permitted_before_one_that_waits() -> N
     run_virtually(main)
 
 
+@pytest.mark.parametrize("jobs", [1, 3, 10, 30, 100, 1_000])
+def test_the_last_polls_of_a_batch_are_all_permitted_where_nothing_is_known_of_the_limit(jobs: int) -> None:
+    """As where no triggerer has run until the deadline."""
+
+    async def main(loop: VirtualLoop) -> None:
+        account, max_wait = Account(loop, limit=None), last_poll_max_wait(jobs, "timeout")
+        await asyncio.gather(*(account.request("a", max_wait=max_wait) for _ in range(jobs)))
+
+    run_virtually(main)
+
+
 def test_a_slow_response_delays_no_other_request() -> None:
     async def main(loop: VirtualLoop) -> None:
         account = Account(loop)
@@ -136,6 +96,7 @@ def test_the_rate_grows_only_while_requests_are_overdue() -> None:
         await asyncio.gather(*(many.request("a") for _ in range(20)))
         for _ in range(20):
             await few.request("a")
+            await asyncio.sleep(5)
         assert many.limiter.throttle.rate > few.limiter.throttle.rate == INITIAL_RATE
 
     run_virtually(main)
@@ -223,7 +184,8 @@ def test_after_a_429_one_probe_is_sent_and_after_its_success_the_others(task_log
         assert account.names == "ab"
         assert account.allowed_at == pytest.approx(17)
         await asyncio.wait(others)
-        assert account.sent[2:] == [(17, "c"), (17.2, "d")]
+        assert account.names == "abcd"
+        assert account.times[2:] == pytest.approx([17, 17 + 1 / account.limiter.throttle.rate], abs=1e-3)
         assert not account.blocked
 
     run_virtually(main)
@@ -268,7 +230,8 @@ def test_a_429_in_the_moment_of_the_next_permit_withholds_it() -> None:
         # Between the timer of the next request and its task.
         loop.call_at(0.1 + INSTANT, account.rate_limiter.on_response, first, True)
         await asyncio.wait(tasks)
-        assert account.sent == [(5.1, "b"), (5.3, "c")]
+        assert account.names == "bc"
+        assert account.times == pytest.approx([5.1, 5.1 + 1 / account.limiter.throttle.rate], abs=1e-3)
 
     run_virtually(main)
 
@@ -305,7 +268,7 @@ def test_on_response_returns_a_cooldown_only_after_a_429(throttled: bool | None,
 def test_after_pause_until_one_probe_is_sent_at_that_time() -> None:
     async def main(loop: VirtualLoop) -> None:
         account = Account(loop)
-        account.rate_limiter.pause_until(NOON + 30)
+        await account.rate_limiter.pause_until(NOON + 30)
         probe, other = account.start("a", takes=2), account.start("b")
         await asyncio.wait([probe, other])
         assert account.sent == [(30, "a"), (32, "b")]
@@ -317,7 +280,7 @@ def test_after_pause_until_one_probe_is_sent_at_that_time() -> None:
 def test_pause_until_a_past_time_changes_nothing(not_before: float) -> None:
     async def main(loop: VirtualLoop) -> None:
         account = Account(loop)
-        account.rate_limiter.pause_until(not_before)
+        await account.rate_limiter.pause_until(not_before)
         assert not account.blocked
         await account.request("a")
         assert account.times == [0]
@@ -325,15 +288,18 @@ def test_pause_until_a_past_time_changes_nothing(not_before: float) -> None:
     run_virtually(main)
 
 
-def test_pause_until_changes_nothing_while_the_key_is_blocked_anyway() -> None:
+def test_pause_until_lengthens_a_block_that_is_there_and_begins_none() -> None:
     """Else each of a thousand jobs that defer after one 429 would begin a block of its own."""
 
     async def main(loop: VirtualLoop) -> None:
         account = Account(loop)
         await account.request("a", throttled=True)
-        state = account.limiter.as_dict()
-        account.rate_limiter.pause_until(NOON + 30)
-        assert account.limiter.as_dict() == state
+        step = account.limiter.block.step
+        await account.rate_limiter.pause_until(NOON + 30)
+        await account.rate_limiter.pause_until(NOON + 10)
+        assert account.limiter.block.step == step
+        await account.request("b")
+        assert account.times == [0, 30]
 
     run_virtually(main)
 
@@ -398,7 +364,7 @@ def test_a_request_that_is_permitted_at_once_has_no_wait_to_measure(monkeypatch:
     monkeypatch.setattr(metrics, "rate_limit_wait", waits.append)
 
     async def main(loop: VirtualLoop) -> None:
-        limiter = AsyncRateLimiter(RateLimiter(), loop_clock(loop))
+        limiter = Account(loop).rate_limiter
         # As a real clock: each reading is a little later than the one before.
         readings = itertools.count(1)
         monkeypatch.setattr(loop, "time", lambda: next(readings) * 1e-6)
@@ -438,20 +404,19 @@ def test_5000_waiting_requests_need_one_timer_and_no_idle_iterations(monkeypatch
 
     run_virtually(main)
     assert timers == 1
-    # A few for each request that is sent: the timer, its task, the lock and the next task.
-    assert iterations < 4 * 2500
+    # A few for each request that is sent: the timer, the task that permits, and the request's own.
+    assert iterations < 4.5 * 2500
 
 
 def test_the_queue_does_not_grow_with_requests_that_have_given_up() -> None:
     async def main(loop: VirtualLoop) -> None:
         account = Account(loop)
-        await account.request("x", throttled=True, retry_after=1e6)
+        await account.request("x", throttled=True, retry_after=900.0)
         staying = [account.start(name) for name in "abc"]
-        for n in range(1000):
+        for n in range(800):
             with pytest.raises(TimeoutError if n % 2 else WhisulRateLimitError):
                 await asyncio.wait_for(account.request("d", max_wait=None if n % 2 else 1), 2 - n % 2)
-            assert account.rate_limiter._waiting == 3
-            assert len(account.rate_limiter._first._waiters or ()) <= 3  # type: ignore[attr-defined]
+            assert len(account.rate_limiter._waiting) == len(account.rate_limiter._queue) == 3
         await asyncio.wait(staying)
         assert account.names == "xabc"
 
@@ -473,7 +438,7 @@ def test_200_jobs_within_a_limit_that_is_not_known() -> None:
                 allowed = limit.allows(loop.wall())
                 ended = loop.time() >= ends
                 await asyncio.sleep(random_numbers.uniform(0.025, 0.15))
-                account.rate_limiter.on_response(permitted, throttled=not allowed)
+                await account.rate_limiter.on_response(permitted, throttled=not allowed)
                 refused += not allowed
                 if allowed and ended:
                     lags.append(loop.time() - ends)

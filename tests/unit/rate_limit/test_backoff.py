@@ -11,7 +11,7 @@ from airflow_provider_whisul.exceptions import (
     WhisulResponseError,
     WhisulServerError,
 )
-from airflow_provider_whisul.rate_limit.backoff import MAX_ATTEMPTS, not_before, retry_delay
+from airflow_provider_whisul.rate_limit.backoff import MAX_WORKER_ATTEMPTS, retry_delay, throttled_until
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,14 @@ def test_after_a_transient_failure_the_delay_is_10_to_30_s(
 
 
 def test_six_attempts_use_each_step_of_the_backoff_schedule_once() -> None:
-    delays = [retry_delay(WhisulRateLimitError("m"), step, 0) for step in range(MAX_ATTEMPTS - 1)]
+    delays = [retry_delay(WhisulRateLimitError("m"), step, 0) for step in range(MAX_WORKER_ATTEMPTS - 1)]
     assert delays == [5, 10, 20, 40, 60]
 
 
-def test_only_a_rate_limit_error_forbids_the_next_request_for_a_time() -> None:
-    assert not_before(WhisulRateLimitError("m"), 1000.0) == 1005
-    assert not_before(WhisulRateLimitError("m", retry_after=30.0), 1000.0) == 1030
-    assert not_before(WhisulRateLimitError("m", cooldown=40.0), 1000.0) == 1040
-    assert not_before(WhisulServerError("m"), 1000.0) is None
+def test_only_a_block_forbids_the_next_request_for_a_time() -> None:
+    assert throttled_until(WhisulRateLimitError("m", http_status=429), 1000.0) == 1005
+    assert throttled_until(WhisulRateLimitError("m", http_status=429, retry_after=30.0), 1000.0) == 1030
+    assert throttled_until(WhisulRateLimitError("m", cooldown=40.0), 1000.0) == 1040
+    # The rate limiter has refused it for the rate alone.
+    assert throttled_until(WhisulRateLimitError("m"), 1000.0) is None
+    assert throttled_until(WhisulServerError("m"), 1000.0) is None

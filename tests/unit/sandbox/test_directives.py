@@ -52,6 +52,13 @@ def test_seconds_sets_how_long_a_job_runs(client, clock):
     assert client.job(job_id)["finished_at"] == "2026-02-17 15:41:58"
 
 
+@pytest.mark.parametrize(("fail", "word"), [("", "COMPLETED"), ("[sandbox:fail]", "cancelled")])
+def test_end_status_is_the_word_for_how_the_job_has_ended(client, clock, fail, word):
+    job = ended(client, clock, f"a song {fail}[sandbox:end-status={word}]")
+    assert job["status"] == word
+    assert (job["result"] is None) is bool(fail)
+
+
 def test_status_reports_an_undocumented_status(client, clock):
     job_id = client.make("a song [sandbox:status=mastering]")
     assert client.job(job_id)["status"] == "mastering"

@@ -17,6 +17,9 @@ STATUSES = {
     "get-404": 404,
     "get-html-200": 200,
     "get-401": 401,
+    "get-402": 402,
+    "get-403-html": 403,
+    "get-410": 410,
     "post-500": 500,
     "post-502-html": 502,
     "post-429": 429,
@@ -24,11 +27,26 @@ STATUSES = {
     "post-redirect": 307,
     "post-no-id": 202,
     "post-bad-id": 202,
+    "post-303": 303,
+    "post-402": 402,
+    "post-no-credits": 429,
+    "post-403-html": 403,
+    "post-413": 413,
+    "post-422": 422,
+    "post-201": 201,
+    "post-int-id": 202,
+    "post-poll-url": 202,
 }
-PAGES = {"get-502-html", "get-html-200", "get-redirect", "post-502-html", "post-html-202", "post-redirect"}
+PAGES = {
+    *("get-502-html", "get-html-200", "get-redirect", "get-403-html"),
+    *("post-502-html", "post-html-202", "post-redirect", "post-303", "post-403-html", "post-413"),
+}
 BROKEN = {"get-drop", "get-truncated", "post-drop", "post-drop-before", "post-truncated"}
 SLOW = {"get-slow", "post-slow"}
-JOB_MADE = {"post-drop", "post-truncated", "post-html-202", "post-slow", "post-no-id", "post-bad-id"}
+JOB_MADE = {
+    *("post-drop", "post-truncated", "post-html-202", "post-slow", "post-no-id", "post-bad-id"),
+    *("post-303", "post-201", "post-int-id", "post-poll-url"),
+}
 
 
 def test_every_fault_has_a_test():
@@ -60,6 +78,19 @@ def test_a_post_fault_happens_once_and_the_next_response_is_right(client, fault)
 
 def test_post_no_id_is_a_202_without_a_job_id(client):
     assert client.post("a [sandbox:post-no-id]").json() == {"message": "Composition task received."}
+
+
+def test_post_int_id_and_post_poll_url_name_a_job_that_can_be_polled(client):
+    number = client.post("a [sandbox:post-int-id]").json()["job_id"]
+    assert isinstance(number, int)
+    assert client.job(str(number))["status"] == "running"
+    body = client.post("a [sandbox:post-poll-url]").json()
+    assert "job_id" not in body
+    assert client.job(body["poll_url"].removeprefix("/jobs/"))["status"] == "running"
+
+
+def test_post_no_credits_is_a_429_that_says_so(client):
+    assert client.post("a [sandbox:post-no-credits]").json()["error"] == "insufficient_quota"
 
 
 def test_post_bad_id_is_a_202_with_an_id_that_is_a_path(client):

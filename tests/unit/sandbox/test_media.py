@@ -125,3 +125,22 @@ def test_media_of_other_than_finished_jobs_is_404(client, clock, anonymous):
 def test_a_post_to_media_is_405(client, clock, anonymous):
     response = anonymous.post(finished(client, clock)["song_url"], timeout=5)
     assert (response.status_code, response.headers["Allow"]) == (405, "GET, HEAD")
+
+
+def test_pages_of_other_sites_may_read_media_unless_the_prompt_forbids_it(client, clock, anonymous):
+    for prompt, allowed in {"a song": "*", "a song [sandbox:media-no-cors]": None}.items():
+        for url in (finished(client, clock, prompt)[field] for field in ("song_url", "image_url")):
+            assert anonymous.get(url, timeout=5).headers.get("Access-Control-Allow-Origin") == allowed
+
+
+def test_media_redirect_to_the_url_of_the_directive(client, clock, anonymous):
+    location = "http://127.0.0.1:1/api/v2/auth/logout?a=b"
+    result = finished(client, clock, f"a song [sandbox:media-location={location}]")
+    for url in (result["song_url"], result["image_url"]):
+        response = anonymous.get(url, timeout=5, allow_redirects=False)
+        assert (response.status_code, response.headers["Location"]) == (302, location)
+
+
+def test_a_location_that_is_no_url_is_refused(client):
+    for location in ("javascript:alert(1)", "http://a b", "http://a\r\nX: y"):
+        assert client.post(f"a song [sandbox:media-location={location}]").status_code == 400

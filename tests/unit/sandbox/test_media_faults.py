@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import socket
 import time
 import zlib
+from urllib.parse import urlsplit
 
 import pytest
 import requests
+import urllib3
 
 from airflow_provider_whisul.sandbox.options import MEDIA_FAULTS
 
-STATUSES = {"media-500": 500, "media-429": 429, "media-redirect": 302, "media-redirect-http": 302}
-CONTENTS = {"media-html", "media-empty", "media-no-range"}
+STATUSES = {
+    **{f"media-{status}": status for status in (403, 404, 429, 500)},
+    **dict.fromkeys(("media-redirect", "media-redirect-http", "media-redirect-file"), 302),
+}
+CONTENTS = {"media-html", "media-disguised", "media-empty", "media-no-range"}
 BROKEN = {"media-drop", "media-cut", "media-wrong-length"}
+ENDLESS = {"media-endless", "media-endless-chunks", "media-drip", "media-stall"}
 
 
 def finished(client, clock, prompt):
@@ -22,7 +29,7 @@ def finished(client, clock, prompt):
 
 
 def test_every_fault_has_a_test():
-    assert {*STATUSES, *CONTENTS, *BROKEN, "media-slow"} == {*MEDIA_FAULTS}
+    assert {*STATUSES, *CONTENTS, *BROKEN, *ENDLESS, "media-slow"} == {*MEDIA_FAULTS}
 
 
 @pytest.mark.parametrize("field", ["song_url", "image_url"])
@@ -49,9 +56,27 @@ def test_a_redirect_to_plain_http(client, clock, anonymous):
     assert response.headers["Location"].startswith("http://media.example/")
 
 
+def test_a_redirect_to_a_file_of_the_client_s_machine(client, clock, anonymous):
+    url = finished(client, clock, "a song [sandbox:media-redirect-file]")["song_url"]
+    response = anonymous.get(url, timeout=5, allow_redirects=False)
+    assert response.headers["Location"] == "file:///etc/passwd"
+
+
 def test_media_html_is_a_page_instead_of_a_song(client, clock, anonymous):
     response = anonymous.get(finished(client, clock, "[sandbox:media-html]")["song_url"], timeout=5)
     assert (response.status_code, response.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+
+
+@pytest.mark.parametrize(
+    ("field", "content_type", "beginning"),
+    [("song_url", "audio/wav", "<!DOCTYPE html>"), ("image_url", "image/png", "<svg ")],
+)
+def test_media_disguised_is_markup_that_is_said_to_be_the_file(
+    client, clock, anonymous, field, content_type, beginning
+):
+    response = anonymous.get(finished(client, clock, "[sandbox:media-disguised]")[field], timeout=5)
+    assert (response.status_code, response.headers["Content-Type"]) == (200, content_type)
+    assert response.content.decode("utf-16").startswith(beginning)
 
 
 def test_an_empty_file(client, clock, anonymous):
@@ -166,3 +191,39 @@ def test_a_directive_that_cannot_be_read_is_400(client, directive, message):
     response = client.post(f"a song [sandbox:{directive}]")
     assert response.status_code == 400
     assert message in response.json()["message"]
+
+
+def test_a_file_that_never_ends(client, clock, anonymous):
+    url = finished(client, clock, "[sandbox:media-endless]")["song_url"]
+    with anonymous.get(url, timeout=5, stream=True) as response:
+        assert int(response.headers["Content-Length"]) > 10**14
+        assert sum(len(response.raw.read(1 << 20)) for _ in range(8)) == 8 << 20
+    assert anonymous.get(url, timeout=5).status_code == 200
+
+
+def test_a_file_that_never_ends_in_chunks(client, clock, anonymous):
+    url = finished(client, clock, "[sandbox:media-endless-chunks]")["song_url"]
+    with anonymous.get(url, timeout=5, stream=True) as response:
+        assert (response.headers["Transfer-Encoding"], "Content-Length" in response.headers) == ("chunked", False)
+        assert sum(len(response.raw.read(1 << 20)) for _ in range(8)) == 8 << 20
+    assert anonymous.get(url, timeout=5).status_code == 200
+
+
+def test_a_file_of_which_nothing_more_comes_after_the_middle(client, clock, anonymous):
+    url = finished(client, clock, "[sandbox:media-stall]")["song_url"]
+    with anonymous.get(url, timeout=0.5, stream=True) as response:
+        half = int(response.headers["Content-Length"]) // 2
+        assert len(response.raw.read(half)) == half
+        with pytest.raises(urllib3.exceptions.ReadTimeoutError):
+            response.raw.read(1)
+    assert anonymous.get(url, timeout=5).status_code == 200
+
+
+def test_a_header_that_never_ends(client, clock, anonymous):
+    url = finished(client, clock, "[sandbox:media-drip]")["song_url"]
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname, address.port), 5) as connection:
+        connection.sendall(f"GET {address.path} HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode())
+        assert connection.recv(1000) == b"HTTP/1.1 200 OK\r\nX-Drip: "
+        assert connection.recv(1000) == b"."
+    assert anonymous.get(url, timeout=5).status_code == 200

@@ -19,8 +19,8 @@ from airflow_provider_whisul.storage.manifest import (
 )
 from airflow_provider_whisul.storage.songs import read_songs, song_name
 
-AUDIO: Any = {"name": "x.mp3", "size": 3, "sha256": "abc", "content_type": "audio/mpeg"}
-COVER: Any = {"name": "x.png", "size": 2, "sha256": "def", "content_type": "image/png"}
+AUDIO: Any = {"name": "x.mp3", "size": 3, "sha256": "a" * 64, "content_type": "audio/mpeg"}
+COVER: Any = {"name": "x.png", "size": 2, "sha256": "d" * 64, "content_type": "image/png"}
 
 
 def song(job_id: str = "a-job", **fields: Any) -> Any:
@@ -52,15 +52,38 @@ class TestTheMetadataOfASong:
         stored = stored_song(song(prompt="\ud800 half a pair"), "x", {"audio": AUDIO})
         content = json.loads(to_json(stored))
         assert content == stored
-        assert stored_files(content, "a-job") == {"audio": AUDIO}
+        assert stored_files(content, "x", "a-job") == {"audio": AUDIO}
         assert "media.example" not in json.dumps(content)
 
     @pytest.mark.parametrize("content", [{}, {"job_id": "another", "audio": AUDIO}])
     def test_of_another_job_names_no_files(self, content: dict[str, object]) -> None:
-        assert stored_files(content, "a-job") == {}
+        assert stored_files(content, "x", "a-job") == {}
 
     def test_names_no_file_whose_description_is_damaged(self) -> None:
-        assert stored_files({"job_id": "a-job", "audio": {"name": "x.mp3"}, "cover": None}, "a-job") == {}
+        assert stored_files({"job_id": "a-job", "audio": {"name": "x.mp3"}, "cover": None}, "x", "a-job") == {}
+
+    @pytest.mark.parametrize(
+        ("role", "change"),
+        [
+            ("audio", {"name": "another_song.mp3"}),
+            ("audio", {"name": "../x.mp3"}),
+            ("audio", {"name": "x.json"}),
+            ("audio", {"name": "x.wav"}),
+            ("audio", {"content_type": "text/html"}),
+            ("cover", {"name": "x.mp3"}),
+            ("cover", {"name": "y.png"}),
+            ("cover", {"name": "x.svg", "content_type": "image/svg+xml"}),
+            ("cover", {"size": "2"}),
+        ],
+    )
+    def test_that_names_a_file_that_is_not_the_songs_names_none(self, role: str, change: dict[str, object]) -> None:
+        files: dict[str, Any] = {"audio": AUDIO, "cover": COVER}
+        files[role] = files[role] | change
+        assert stored_files({"job_id": "a-job", **files}, "x", "a-job") == {}
+
+    def test_of_a_later_version_of_the_provider_may_have_more_fields(self) -> None:
+        content = {"job_id": "a-job", "schema": 9, "audio": {**AUDIO, "codec": "new"}, "stems": [], "cover": None}
+        assert stored_files(content, "x", "a-job") == {"audio": AUDIO}
 
     @pytest.mark.parametrize(
         ("files", "existing_files", "complete"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -240,3 +241,54 @@ def test_an_error_of_a_client_says_what_to_do(error: Exception, message: str) ->
         wrap_storage_errors("write x"),
     ):
         raise error
+
+
+class VanishingFileSystem(LocalFileSystem):
+    """Raises as some clients do where a file vanishes while the folder is listed."""
+
+    cachable = False
+    vanishing = 2
+
+    def ls(self, path: str, detail: bool = False, **kwargs: Any) -> Any:
+        if self.vanishing:
+            self.vanishing -= 1
+            raise FileNotFoundError(f"{path}/x.mp3.0123abcd.part")
+        return super().ls(path, detail, **kwargs)
+
+
+def test_a_folder_of_which_a_file_vanishes_meanwhile_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(b"{}")
+    store = ObjectStore("file://stored", VanishingFileSystem(), str(tmp_path), atomic_writes=False)
+    assert store.list_files() == {"manifest.json": 2}
+
+
+def test_a_folder_that_cannot_be_listed_again_and_again_is_an_error(tmp_path: Path) -> None:
+    fs = VanishingFileSystem()
+    fs.vanishing = 99
+    with pytest.raises(WhisulStorageError, match="Could not list file://stored"):
+        ObjectStore("file://stored", fs, str(tmp_path), atomic_writes=False).list_files()
+    assert fs.vanishing == 94
+
+
+@pytest.mark.parametrize("atomic_writes", [True, False])
+def test_a_file_that_another_try_replaces_before_its_length_is_read_is_written_again(
+    file: Path, monkeypatch: pytest.MonkeyPatch, atomic_writes: bool
+) -> None:
+    store = memory(MemoryFileSystem(), atomic_writes)
+    others, info = [b"the song of another try"], MemoryFileSystem.info
+
+    def replace_and_return_info(self: MemoryFileSystem, path: str, **kwargs: Any) -> Any:
+        if path.endswith("x.mp3") and others and path in MemoryFileSystem.store:
+            self.pipe_file(path, others.pop())
+        return info(self, path, **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, "info", replace_and_return_info)
+    store.put(file, "x.mp3")
+    assert contents() == {"/songs/x.mp3": b"a song"}
+
+
+def test_the_digest_of_a_file_is_read_from_the_store() -> None:
+    store = memory(MemoryFileSystem())
+    store.fs.pipe_file("/songs/x.mp3", b"a song")
+    assert store.sha256("x.mp3") == hashlib.sha256(b"a song").hexdigest()
+    assert store.sha256("y.mp3") is None

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from airflow_provider_whisul.api.models import Song
 from airflow_provider_whisul.exceptions import WhisulError, WhisulJobFailedError
-from airflow_provider_whisul.state.batch_state import BatchSong, BatchState
+from airflow_provider_whisul.state.batch_song import BatchSong
+from airflow_provider_whisul.state.batch_state import BatchState
 from airflow_provider_whisul.state.state_store import MAX_ENTRY_BYTES
 from airflow_provider_whisul.tracks.cards import (
     MAX_CARDS,
@@ -22,6 +23,8 @@ from airflow_provider_whisul.tracks.cards import (
     card_xcoms,
     completed_card,
     failed_card,
+    pending_card,
+    push_expected,
     pushes_card,
 )
 from tests.support.airflow import TaskContext
@@ -54,7 +57,7 @@ songs = st.fixed_dictionaries(
         "finished_at": st.none(),
     }
 )
-cards_of_any_kind = st.builds(completed_card, songs) | st.builds(failed_card, texts, st.none(), texts)
+cards_of_any_kind = st.builds(completed_card, songs, texts) | st.builds(failed_card, texts, st.none(), texts)
 
 
 def pushed(context: TaskContext) -> dict[str, list[dict[str, Any]]]:
@@ -65,6 +68,8 @@ def test_cards_of_completed_and_failed_songs_have_the_same_fields() -> None:
     assert completed_card(SONG) == {
         "status": "completed",
         "error": None,
+        "since": None,
+        "stored_as": None,
         **{key: value for key, value in SONG.items() if not key.endswith("_at")},
     }
     card = failed_card("a trap song", "81fa5ff7", "It failed.")
@@ -231,3 +236,71 @@ def test_a_later_try_pushes_the_cards_of_an_earlier_try_again() -> None:
     context = TaskContext()
     BatchCards(context, _batch("completed", "completed"), attempts=2).push()
     assert list(pushed(context)) == ["whisul_songs_0000_2_0"]
+
+
+def test_the_card_of_a_song_that_is_being_made_has_its_prompt_and_since_when() -> None:
+    card = pending_card("a trap song", "81fa5ff7", 1_771_342_774.5)
+    assert {key: value for key, value in card.items() if value} == {
+        "status": "pending",
+        "prompt": "a trap song",
+        "job_id": "81fa5ff7",
+        "since": "2026-02-17T15:39:34+00:00",
+    }
+    assert card.keys() == completed_card(SONG).keys()
+
+
+def test_the_songs_that_are_being_made_are_in_one_small_xcom_whose_key_counts_all_songs() -> None:
+    context = TaskContext()
+    push_expected(context, 1_000, (pending_card("🎵" * 400, f"job-{index}", None) for index in range(900)))
+    ((key, value),) = context.xcoms.items()
+    assert key == "whisul_expected_1000"
+    assert [card["job_id"] for card in value] == [f"job-{index}" for index in range(len(value))]
+    assert 1 <= len(value) <= MAX_CARDS
+    assert len(json.dumps(value)) <= MAX_ENTRY_BYTES
+
+
+def test_a_batch_pushes_the_songs_that_are_being_made_and_replaces_them() -> None:
+    context, batch = TaskContext(), _batch("completed", "running", "failed", "recheck")
+    batch_cards = BatchCards(context, batch, attempts=2)
+    batch_cards.push_pending()
+    assert [card["prompt"] for card in context.xcoms["whisul_expected_4"]] == ["prompt 1", "prompt 3"]
+    batch.songs[1].status = "failed"
+    batch_cards.push_pending()
+    assert [card["prompt"] for card in context.xcoms["whisul_expected_4"]] == ["prompt 3"]
+
+
+def test_a_batch_that_submits_pushes_the_songs_that_are_being_made_every_half_minute() -> None:
+    context = TaskContext()
+    batch_cards = BatchCards(context, _batch("running", "new"), attempts=2)
+    pushed_at = []
+    for now in (100.0, 101.0, 129.0, 130.0, 159.0, 160.0):
+        context.xcoms.clear()
+        batch_cards.push_progress(now)
+        if context.xcoms:
+            pushed_at.append(now)
+    assert pushed_at == [100, 130, 160]
+
+
+def test_a_batch_that_ends_leaves_no_song_pending() -> None:
+    """A song that was never submitted has no card. The page reads the entry that was pushed last."""
+    context, batch = TaskContext(), _batch("completed", "new", "running")
+    batch_cards = BatchCards(context, batch, attempts=2)
+    batch_cards.push_pending()
+    batch_cards.push(ended=True)
+    assert context.xcoms["whisul_expected_1"] == []
+    assert list(context.xcoms)[-1] == "whisul_expected_1"
+
+
+def test_a_failed_song_takes_its_prompt_from_the_song_that_was_being_made() -> None:
+    """A sensor knows the prompt from a poll, which another process may have sent before the deferral."""
+    context, task = TaskContext(), _Task(WhisulJobFailedError("It failed.", job_id="81fa5ff7"))
+    task.prompt = None  # type: ignore[assignment]
+    push_expected(context, 1, [pending_card("a prompt of the poll", "81fa5ff7", None)])
+    with pytest.raises(WhisulJobFailedError):
+        task.execute(context)
+    (failed,) = pushed(context)["whisul_songs_0000_1_1"]
+    assert failed["prompt"] == "a prompt of the poll"
+
+
+def test_a_task_continues_although_the_songs_that_are_being_made_cannot_be_pushed() -> None:
+    push_expected(_BrokenXComs(), 1, [pending_card(None, None, None)])

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from airflow import __version__ as airflow_version
 from packaging.version import Version
 
+from airflow_provider_whisul.api.price import Price
 from airflow_provider_whisul.links.whisul import WhisulSongLink
 from airflow_provider_whisul.operators.whisul import WhisulGenerateOperator
 from airflow_provider_whisul.sensors.whisul import WhisulJobSensor
 from airflow_provider_whisul.tracks import plugin
-from airflow_provider_whisul.tracks.cards import KEY_PREFIX, MAX_CARDS
+from airflow_provider_whisul.tracks.cards import EXPECTED_PREFIX, KEY_PREFIX, MAX_CARDS, STORED_PREFIX
 from airflow_provider_whisul.tracks.plugin import HEADERS, VIEWS, WhisulTracksPlugin
+from airflow_provider_whisul.tracks.submissions import submitted_key
 
 PAGE = Path(plugin.__file__).with_name("page")
 MODULES = sorted(PAGE.glob("*.js"))
@@ -65,6 +68,36 @@ print(*[name for name in ("fastapi", "starlette", "requests", "aiohttp") if name
     assert out.splitlines()[-1] == ""
 
 
+@pytest.mark.parametrize(("value", "tabs"), [("True", 2), ("False", 0)])
+def test_the_configuration_turns_the_tab_off(value: str, tabs: int) -> None:
+    code = """
+from airflow_provider_whisul.tracks.plugin import WhisulTracksPlugin as plugin
+print(len(plugin.external_views), len(plugin.fastapi_apps))
+"""
+    env = {**os.environ, "AIRFLOW__WHISUL__TRACKS_TAB": value}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout
+    expected = (tabs, tabs // 2) if HAS_TABS else (0, 0)
+    assert out.splitlines()[-1] == f"{expected[0]} {expected[1]}"
+
+
+def test_airflow_knows_the_configuration_section() -> None:
+    """In another process, where the providers' configuration has been loaded."""
+    code = """
+from airflow.providers_manager import ProvidersManager
+from airflow.configuration import conf
+ProvidersManager().initialize_providers_configuration()
+print(conf.get("whisul", "tracks_tab"))
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "True"
+
+
+def test_the_page_does_not_say_who_may_hold_it_in_a_frame() -> None:
+    """Airflow's own pages do not either: a portal that holds Airflow's UI in a frame holds this page, too."""
+    assert "frame-ancestors" not in HEADERS["Content-Security-Policy"]
+    assert "X-Frame-Options" not in HEADERS
+
+
 @pytest.mark.parametrize("view", VIEWS)
 def test_the_urls_of_the_tabs_are_relative_and_end_with_the_run(view: dict[str, str]) -> None:
     """Airflow may be served under a prefix, and 3.1 inserts ids unencoded."""
@@ -104,10 +137,20 @@ def test_the_page_imports_each_of_its_modules_and_no_others() -> None:
 
 def test_page_and_package_agree_on_the_keys_of_the_xcoms() -> None:
     script = (PAGE / "airflow_api.js").read_text()
-    assert f'const KEY = "{KEY_PREFIX}";' in script
-    pattern = re.search(r"const KEY_PARTS = /(.*)/;", script)
-    assert pattern is not None
-    assert re.fullmatch(pattern[1], f"{KEY_PREFIX}0000_{MAX_CARDS}_{MAX_CARDS}")
+    key, pattern, expected, size = (
+        re.search(rf"const {name} = (.*);", script)[1]  # type: ignore[index]
+        for name in ("KEY", "KEY_PARTS", "EXPECTED_KEY", "MAX_CARDS")
+    )
+    for prefix in (KEY_PREFIX, STORED_PREFIX):
+        assert prefix.startswith(json.loads(key))
+        assert re.fullmatch(pattern.strip("/"), f"{prefix}0000_{MAX_CARDS}_{MAX_CARDS}")
+    assert re.fullmatch(expected.strip("/"), f"{EXPECTED_PREFIX}1000")
+    assert int(size) == MAX_CARDS
+    submitted = re.search(r"const SUBMITTED_KEY = (.*);", (PAGE / "submissions.js").read_text())[1]  # type: ignore[index]
+    for price in ("0.08 USD", "1000000 €", "0.000000001 credit", "3"):
+        written = submitted_key(1_000_000, cast(Price, Price.parse(price)))
+        assert written.startswith(json.loads(key))
+        assert re.fullmatch(submitted.strip("/"), written)
 
 
 @pytest.mark.parametrize("task", [WhisulGenerateOperator, WhisulJobSensor])

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import pickle
 import tracemalloc
 import zlib
 from base64 import b64encode
 from typing import Any
 
 import pytest
+from airflow.serialization.serialized_objects import BaseSerialization
+from airflow.triggers.base import TriggerEvent
 from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_whisul.exceptions import WhisulError, WhisulJobFailedError
 from airflow_provider_whisul.state.batch_state import MAX_POLLED_JOBS
-from airflow_provider_whisul.triggers.events import ChunkPacker, chunk_from_event, unpack_chunk
+from airflow_provider_whisul.triggers.events import ChunkPacker, LoggedEvent, chunk_from_event, unpack_chunk
 
 ERROR = WhisulJobFailedError("It failed.", job_id="some-job").as_dict()
 
@@ -106,3 +109,25 @@ def test_an_event_that_decompresses_to_much_more_is_refused_without_filling_the_
         assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
     finally:
         tracemalloc.stop()
+
+
+def test_the_event_of_a_batch_is_short_in_a_log_and_whole_elsewhere() -> None:
+    packer = ChunkPacker()
+    for number in range(300):
+        packer.add_completed(f"job-{number}", {"title": f"title {number}"})
+    packer.failed["b"] = "It failed."
+    plain = {"status": "chunk", "chunk": packer.packed()}
+    event = TriggerEvent(LoggedEvent(plain, packer.summary()))
+    # Airflow 3 logs the repr, Airflow 2 the text.
+    assert repr(event) == "TriggerEvent<<300 completed, 1 failed>>"
+    assert len(str(event)) < 60
+    assert event.payload == plain
+    assert json.loads(json.dumps(event.payload)) == plain
+    # As Airflow passes it on: between its processes, and to its database.
+    stored = BaseSerialization.deserialize(BaseSerialization.serialize(event.payload))
+    assert stored == plain
+    assert type(stored) is dict
+    if hasattr(event, "model_dump"):
+        assert event.model_dump()["payload"] == plain
+        assert json.loads(event.model_dump_json())["payload"] == plain
+    assert pickle.loads(pickle.dumps(event.payload)) == plain

@@ -18,7 +18,14 @@ OUTLOOK = "The job may still be running."
 
 def test_the_trigger_is_recreated_from_its_serialised_arguments() -> None:
     path, kwargs = WhisulJobTrigger(
-        "some-job", "whisul_default", 10, 1_771_329_600.0, 1_771_320_000.0, 1_771_329_000.0
+        "some-job",
+        "whisul_default",
+        10,
+        1_771_329_600.0,
+        "execution_timeout",
+        1_771_329_000.0,
+        1_771_328_900.0,
+        "nightly",
     ).serialize()
     assert path == "airflow_provider_whisul.triggers.whisul.WhisulJobTrigger"
     assert kwargs == {
@@ -26,10 +33,25 @@ def test_the_trigger_is_recreated_from_its_serialised_arguments() -> None:
         "whisul_conn_id": "whisul_default",
         "poll_interval": 10,
         "deadline": 1_771_329_600.0,
-        "submitted_at": 1_771_320_000.0,
+        "deadline_source": "execution_timeout",
         "not_before": 1_771_329_000.0,
+        "submitted_at": 1_771_328_900.0,
+        "dag_id": "nightly",
     }
     assert WhisulJobTrigger(**kwargs).serialize() == (path, kwargs)
+
+
+def test_a_trigger_of_an_older_version_that_waits_in_a_database_is_recreated() -> None:
+    kwargs = {
+        "job_id": "some-job",
+        "whisul_conn_id": "whisul_default",
+        "poll_interval": 10,
+        "deadline": 1_771_329_600.0,
+        "deadline_source": "timeout",
+        "not_before": None,
+    }
+    _, recreated = WhisulJobTrigger(**kwargs).serialize()
+    assert recreated == {**kwargs, "submitted_at": None, "dag_id": ""}
 
 
 @pytest.mark.parametrize("interval", [0, 4.999, float("nan")])

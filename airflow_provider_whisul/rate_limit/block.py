@@ -1,0 +1,67 @@
+"""The time after a 429, in which nothing is sent but one half-open probe at a time. No I/O."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from airflow_provider_whisul.api.messages import MAX_RETRY_AFTER
+from airflow_provider_whisul.rate_limit.backoff import BACKOFF_SCHEDULE, backoff_delay
+
+#: By what share of its schedule step a cool-down is prolonged at most, so that several probes do not come together.
+JITTER = 0.1
+
+#: Seconds after which a probe without a response is followed by another: the process that sent it may have been killed.
+PROBE_TIMEOUT = 60.0
+
+#: Seconds that a cool-down takes at most.
+MAX_COOLDOWN = MAX_RETRY_AFTER + BACKOFF_SCHEDULE[-1]
+
+
+@dataclass
+class Block:
+    """
+    The time after a 429.
+
+    :param active: Whether a 429 has come and no probe has found the block to be over.
+    :param probing: Whether a probe has been sent and has no response yet.
+    :param began: When the cool-down began. It may outlast the block.
+    :param cooldown: Seconds that the cool-down takes.
+    :param step: The step of the backoff schedule.
+    :param first_step: The step that the next block begins with.
+    :param last_request_before: The number of the latest request that was sent before the block.
+    """
+
+    active: bool = False
+    probing: bool = False
+    began: float = -math.inf
+    cooldown: float = 0.0
+    step: int = 0
+    first_step: int = 0
+    last_request_before: int = 0
+
+    def start(self, last_request: int) -> None:
+        """Begin a block."""
+        self.active = True
+        self.last_request_before = last_request
+        self.step = self.first_step
+
+    def cool_down(self, now: float, retry_after: float | None, jitter: float) -> None:
+        """Send nothing for as long as the backoff schedule says, or ``Retry-After`` where that is longer."""
+        delay = backoff_delay(self.step)
+        self.wait(now, max(delay, retry_after or 0.0) + JITTER * delay * jitter)
+
+    def wait(self, now: float, seconds: float) -> None:
+        """Send nothing for some seconds. A longer cool-down is not cut short."""
+        self.began, self.cooldown = now, min(max(float(seconds), self.cooldown - (now - self.began)), MAX_COOLDOWN)
+
+    def send_probe(self) -> None:
+        """Record that a probe is sent."""
+        self.probing = True
+        # A late response may still ask for a cool-down, which then holds even if the probe ends the block.
+        self.cooldown = 0.0
+
+    def end(self) -> None:
+        """End the block. The next one begins with this one's step, or one less if the first probe ended it."""
+        self.active = False
+        self.first_step = self.step if self.step > self.first_step else max(self.first_step - 1, 0)

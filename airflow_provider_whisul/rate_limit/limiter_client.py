@@ -1,0 +1,122 @@
+"""What the rate limiters of workers and triggerers have in common: the protocol, and its decisions in the store."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from airflow_provider_whisul.api.connection import ConnectionSettings
+from airflow_provider_whisul.api.models import WhisulJob
+from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
+from airflow_provider_whisul.rate_limit.block import Block
+from airflow_provider_whisul.rate_limit.durations import Durations
+from airflow_provider_whisul.rate_limit.limiter_store import Decide, LimiterStore, T
+from airflow_provider_whisul.rate_limit.rate_limiter import MAX_AHEAD, Kind, Lease, Permit, RateLimiter
+
+log = logging.getLogger(__name__)
+
+#: Seconds after which a waiting request asks again: another process may have found that the block is over.
+CHECK_INTERVAL = 1.0
+
+#: Seconds of waiting for a permit from which on it is checked again before its request is sent.
+UNCHECKED_WAIT = 0.05
+
+
+class LimiterClient:
+    """
+    A process that sends requests of one account, in step with all others that share the store.
+
+    The protocol, which :class:`WorkerRateLimiter` offers to code that blocks and :class:`AsyncRateLimiter` to
+    coroutines:
+
+    - ``acquire`` waits until a request may be sent, and returns its :class:`Permit`.
+    - ``is_permitted`` says whether a permit still holds, for a submission, which is not sent at once.
+    - ``on_response`` is called for each permit whose request was sent, however that ended. It costs no store operation
+      unless there was a 429, the request was a probe, or the response asks to wait. It returns the seconds until the
+      next request may be sent after a 429, else None.
+    - ``give_back`` is called for a permit whose request was not sent.
+
+    :param store: Keeps the account's rate limiter.
+    :param settings: The connection's settings. A later ``max_requests_per_second`` is taken up with the next decision
+        where this attribute is replaced.
+    :param clock: The time, sleep and jitter.
+    """
+
+    def __init__(self, store: LimiterStore, settings: ConnectionSettings, clock: Clock = SYSTEM_CLOCK) -> None:
+        self.settings = settings
+        #: The durations of the account's jobs, as the store had them at the latest decision.
+        self.durations = Durations()
+        self.store = store
+        self._clock = clock
+        self._new_durations: list[float] = []
+
+    def add_job(self, job: WhisulJob) -> None:
+        """
+        Learn how long a job took, if it has ended. It is kept with the next decision, and costs none of its own.
+
+        :param job: The job as a poll has found it.
+        """
+        # A completed job is polled again until it has the URL of its song, and counts once.
+        if (job.has_song_url or job.failed) and job.time_taken is not None:
+            self._new_durations.append(job.time_taken.total_seconds())
+
+    def give_back(self, permit: Permit) -> None:
+        """
+        Take back a permit whose request was certainly not sent. Another probe may then be sent at once.
+
+        :param permit: The request's permit.
+        """
+        if permit.probe:
+            self._give_back(Lease(permit.number, 1, 0.0, 0.0, probe=True))
+
+    def _update(self, decide: Decide[T]) -> T:
+        """Make a decision in the store, with the limit that the user has set."""
+        durations = self._new_durations[:]
+
+        def decide_with_settings(limiter: RateLimiter, now: float) -> T:
+            limiter.configure(self.settings.max_requests_per_second)
+            if durations:
+                limiter.durations.add(durations)
+            self.durations = limiter.durations
+            return decide(limiter, now)
+
+        decision = self.store.update(decide_with_settings)
+        del self._new_durations[: len(durations)]
+        return decision
+
+    def _ask(
+        self, kind: Kind, count: int, overdue: float, urgent: bool = False, max_ahead: float = MAX_AHEAD
+    ) -> tuple[Lease | float, Block]:
+        """Return a lease, or after how many seconds to ask again; and the block as it is then."""
+
+        def decide(limiter: RateLimiter, now: float) -> tuple[Lease | float, Block]:
+            answer = limiter.acquire(now, kind, count=count, overdue=overdue, urgent=urgent, max_ahead=max_ahead)
+            return answer, replace(limiter.block)
+
+        return self._update(decide)
+
+    def _still_permits(self, request: int) -> bool:
+        return self._update(lambda limiter, now: limiter.is_permitted(request))
+
+    def _give_back(self, lease: Lease) -> None:
+        """Take back a lease of which nothing was used."""
+        self._update(lambda limiter, now: limiter.give_back(now, lease, 0))
+
+    def _pause(self, seconds: float) -> None:
+        self._update(lambda limiter, now: limiter.pause(now, seconds))
+
+    def _report(self, request: int, throttled: bool | None, retry_after: float | None) -> float | None:
+        """Learn from how a request ended, and return the cool-down after a 429."""
+        jitter = self._clock.random()
+
+        def decide(limiter: RateLimiter, now: float) -> tuple[bool, float, RateLimiter]:
+            block_changed = limiter.on_response(now, request, throttled, retry_after, jitter)
+            return block_changed, max(limiter.next_allowed_at(now) - now, 0.0), limiter
+
+        block_changed, cooldown, limiter = self._update(decide)
+        if block_changed:
+            limiter.log_block(log, self._clock.time() + cooldown)
+        return cooldown if throttled else None
+
+    def _needs_report(self, permit: Permit, throttled: bool | None, asked_wait: float | None) -> bool:
+        return bool(throttled) or permit.probe or asked_wait is not None

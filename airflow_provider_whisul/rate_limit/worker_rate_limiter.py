@@ -1,0 +1,114 @@
+"""The rate limiter of one account for code that blocks, as on workers."""
+
+from __future__ import annotations
+
+import math
+
+from airflow_provider_whisul import metrics
+from airflow_provider_whisul.api.connection import ConnectionSettings
+from airflow_provider_whisul.api.models import WhisulJob
+from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
+from airflow_provider_whisul.rate_limit.limiter_client import CHECK_INTERVAL, UNCHECKED_WAIT, LimiterClient
+from airflow_provider_whisul.rate_limit.limiter_store import LimiterStore
+from airflow_provider_whisul.rate_limit.poll_queue import WaitingPoll
+from airflow_provider_whisul.rate_limit.rate_limiter import LEASE_SECONDS, Kind, Lease, Permit, refusal
+
+#: Seconds without a request after which a worker counts as idle.
+_IDLE_SECONDS = 3.0
+
+#: Seconds of a wait that is over by the time it has begun.
+_NO_WAIT = 1e-3
+
+
+class WorkerRateLimiter(LimiterClient):
+    """
+    Permits the requests of one account, one at a time, and blocks while it waits.
+
+    See :class:`LimiterClient` for the protocol and the parameters.
+    """
+
+    def __init__(self, store: LimiterStore, settings: ConnectionSettings, clock: Clock = SYSTEM_CLOCK) -> None:
+        super().__init__(store, settings, clock)
+        # The time since which the worker has sent requests without a break, and the end of the last one.
+        self._busy_since = self._busy_until = -math.inf
+
+    def acquire(self, kind: Kind, max_wait: float) -> Permit:
+        """
+        Wait until the next request may be sent.
+
+        :param kind: What is to be sent. Submissions go first.
+        :param max_wait: Seconds to wait at most.
+        :raises WhisulRateLimitError: The request is not permitted in that time. Nothing was sent.
+        """
+        asked_at = now = self._clock.monotonic()
+        if asked_at - self._busy_until > _IDLE_SECONDS:
+            self._busy_since = asked_at
+        has_waited = False
+        while True:
+            left = max(max_wait - (now - asked_at), 0.0)
+            urgent = kind == "poll" and WaitingPoll(asked_at).urgent_at <= now
+            answer, block = self._ask(kind, 1, now - self._busy_since, urgent, max_ahead=left)
+            answered_at = self._clock.monotonic()
+            if isinstance(answer, Lease):
+                wait = answer.delay
+            elif answer <= left or (block.probing and left):
+                # The response to a probe may permit the next request at any moment.
+                wait = min(answer, CHECK_INTERVAL)
+            else:
+                wall = self._clock.time()
+                raise refusal(wall + answer, wall, blocked=block.active)
+            if wait > _NO_WAIT:
+                has_waited = True
+                self._clock.sleep(wait)
+            if isinstance(answer, Lease):
+                if self._holds(answer, now, answered_at):
+                    break
+                self._give_back(answer)
+            now = self._clock.monotonic()
+        self._busy_until = self._clock.monotonic()
+        if has_waited:
+            metrics.rate_limit_wait(self._busy_until - asked_at)
+        return answer.permit(0)
+
+    def add_job(self, job: WhisulJob) -> None:
+        """
+        Learn how long a job took, if it has ended, and keep it at once: the task may make no other decision.
+
+        :param job: The job as a poll has found it.
+        """
+        super().add_job(job)
+        if self._new_durations:
+            self._update(lambda limiter, now: None)
+
+    def is_permitted(self, permit: Permit) -> bool:
+        """
+        Return whether a request that was permitted may still be sent: no block has begun since.
+
+        :param permit: The request's permit.
+        """
+        return self._still_permits(permit.number)
+
+    def on_response(self, permit: Permit, throttled: bool | None, retry_after: float | None = None) -> float | None:
+        """
+        Learn from how a request ended.
+
+        :param permit: The request's permit.
+        :param throttled: Whether the response was a 429; None where there was no response.
+        :param retry_after: The seconds that the response asked all requests of the account to wait, if it did.
+        :return: The seconds until the next request may be sent, None unless the response was a 429.
+        """
+        if throttled is not None:
+            self._busy_until = self._clock.monotonic()
+        return (
+            self._report(permit.number, throttled, retry_after)
+            if self._needs_report(permit, throttled, retry_after)
+            else None
+        )
+
+    def _holds(self, lease: Lease, asked_at: float, given_at: float) -> bool:
+        """Return whether a lease still holds whose start has been waited for."""
+        now = self._clock.monotonic()
+        # The process may have been stopped meanwhile. Then the permit has run out.
+        if now - given_at > lease.delay + LEASE_SECONDS:
+            return False
+        return now - asked_at <= UNCHECKED_WAIT or self._still_permits(lease.first)

@@ -1,0 +1,21 @@
+"""The Airflow connection ``whisul_default`` of a test."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+
+def change_connection(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> None:
+    """Change fields of ``whisul_default``."""
+    connection = json.loads(os.environ["AIRFLOW_CONN_WHISUL_DEFAULT"])
+    monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", json.dumps({**connection, **fields}))
+
+
+def set_extra(monkeypatch: pytest.MonkeyPatch, **extra: Any) -> None:
+    """Add to the extra of ``whisul_default``."""
+    connection = json.loads(os.environ["AIRFLOW_CONN_WHISUL_DEFAULT"])
+    change_connection(monkeypatch, extra={**(connection.get("extra") or {}), **extra})

@@ -1,0 +1,406 @@
+"""What happens while a store is away."""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_whisul.api.connection import ConnectionSettings
+from airflow_provider_whisul.rate_limit.fallback_store import FallbackStore
+from airflow_provider_whisul.rate_limit.file_store import FileStore
+from airflow_provider_whisul.rate_limit.limiter_store import (
+    DayIsFullError,
+    Decide,
+    MemoryStore,
+    StoreUnavailableError,
+    T,
+)
+from airflow_provider_whisul.rate_limit.rate_limiter import Lease, RateLimiter
+from airflow_provider_whisul.rate_limit.store_choice import limiter_store
+from airflow_provider_whisul.rate_limit.throttle import INITIAL_RATE
+from tests.support.clock import FakeClock
+from tests.support.redis_server import RedisServer
+
+SETTINGS = ConnectionSettings("https://api.whisul.test", "a-secret-key")
+
+
+@dataclass
+class UnsteadyStore(MemoryStore):
+    """A store in memory with a clock of its own, which a test makes unavailable."""
+
+    clock: FakeClock
+    ahead: float = 0.0
+    away: bool = False
+    asked: int = 0
+    counted: list[int] = field(default_factory=list)
+    where: str = "the unsteady store"
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def _check(self) -> None:
+        self.asked += 1
+        if self.away:
+            raise StoreUnavailableError("It is away.")
+
+    def update(self, decide: Decide[T]) -> T:
+        if self.away:
+            # As a store does that fails after the decision.
+            decide(RateLimiter(), 0.0)
+        self._check()
+        return decide(self.limiter, self.clock.now + self.ahead)
+
+    def reset(self) -> None:
+        self._check()
+        super().reset()
+
+    def count_submission(self, ceiling: int) -> str:  # type: ignore[override]
+        self._check()
+        if len(self.counted) >= ceiling:
+            raise DayIsFullError
+        self.counted.append(1)
+        return "today"
+
+    def uncount_submission(self, day: str) -> None:
+        self._check()
+        assert day == "today"
+        self.counted.pop()
+
+
+@pytest.fixture
+def primary(clock: FakeClock) -> UnsteadyStore:
+    # Its time has nothing to do with ours, as that of a Redis.
+    return UnsteadyStore(clock, ahead=12_345.0)
+
+
+@pytest.fixture
+def backup(clock: FakeClock) -> MemoryStore:
+    return MemoryStore(clock.clock)
+
+
+@pytest.fixture
+def store(primary: UnsteadyStore, backup: MemoryStore, clock: FakeClock) -> FallbackStore:
+    return FallbackStore(primary, backup, clock.clock)
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[tuple[str, str]]]:
+    caplog.set_level(logging.INFO, "airflow_provider_whisul")
+    return lambda: [(record.levelname, record.getMessage()) for record in caplog.records]
+
+
+Logged = Callable[[], list[tuple[str, str]]]
+
+
+def take_number(limiter: RateLimiter, now: float) -> int:
+    limiter.last_request += 1
+    return limiter.last_request
+
+
+def block(limiter: RateLimiter, now: float) -> None:
+    limiter.on_response(now, take_number(limiter, now), throttled=True)
+
+
+def is_blocked(limiter: RateLimiter, now: float) -> bool:
+    return limiter.block.active
+
+
+def ask(limiter: RateLimiter, now: float) -> Lease | float:
+    return limiter.acquire(now, "submission")
+
+
+def test_the_store_is_used_while_it_is_there(
+    store: FallbackStore, primary: UnsteadyStore, backup: MemoryStore, logged: Logged
+) -> None:
+    assert [store.update(take_number) for _ in range(3)] == [1, 2, 3]
+    assert (primary.limiter.last_request, backup.limiter.last_request) == (3, 0)
+    assert store.where == primary.where
+    assert logged() == []
+
+
+def test_while_it_is_away_the_other_one_is_used_and_the_log_says_so_once(
+    store: FallbackStore, primary: UnsteadyStore, clock: FakeClock, logged: Logged
+) -> None:
+    primary.away = True
+    for _ in range(5):
+        store.update(take_number)
+        clock.now += 30
+    assert store.where == "this process"
+    assert logged() == [
+        (
+            "WARNING",
+            "The rate limiter cannot be kept in the unsteady store: It is away. Until it can, the requests of this API "
+            "key are limited by this process alone.",
+        )
+    ]
+
+
+def test_it_is_tried_again_after_10_s_and_then_at_most_every_60_s(
+    store: FallbackStore, primary: UnsteadyStore, clock: FakeClock
+) -> None:
+    primary.away = True
+    tried = []
+    for second in range(301):
+        asked = primary.asked
+        store.update(take_number)
+        if primary.asked > asked:
+            tried.append(second)
+        clock.now += 1
+    assert tried == [0, 10, 30, 70, 130, 190, 250]
+
+
+def test_it_is_used_again_when_it_is_back_and_the_log_says_so_once(
+    store: FallbackStore, primary: UnsteadyStore, clock: FakeClock, logged: Logged
+) -> None:
+    primary.away = True
+    store.update(take_number)
+    primary.away = False
+    clock.now += 10
+    for _ in range(2):
+        store.update(take_number)
+    assert store.where == primary.where
+    assert logged()[1:] == [("INFO", "The rate limiter is kept in the unsteady store again.")]
+    # Away once more, it is tried again after 10 s once more.
+    primary.away = True
+    store.update(take_number)
+    primary.away = False
+    clock.now += 10
+    store.update(take_number)
+    assert store.where == primary.where
+
+
+def test_a_block_holds_when_the_store_goes_away(store: FallbackStore, primary: UnsteadyStore, clock: FakeClock) -> None:
+    store.update(lambda limiter, now: limiter.on_response(now, take_number(limiter, now), True, retry_after=30))
+    clock.now += 2
+    primary.away = True
+    assert store.update(ask) == pytest.approx(28)
+    clock.now += 28
+    lease = store.update(ask)
+    assert isinstance(lease, Lease)
+    assert lease.probe
+
+
+def test_a_block_that_was_met_meanwhile_holds_when_the_store_comes_back(
+    store: FallbackStore, primary: UnsteadyStore, clock: FakeClock
+) -> None:
+    primary.away = True
+    store.update(take_number)
+    clock.now += 9
+    store.update(lambda limiter, now: limiter.on_response(now, take_number(limiter, now), True, retry_after=30))
+    clock.now += 1
+    primary.away = False
+    assert store.update(ask) == pytest.approx(29)
+    assert primary.limiter.block.active
+
+
+def test_a_block_is_told_once_and_ends_with_its_probe(
+    store: FallbackStore, primary: UnsteadyStore, clock: FakeClock
+) -> None:
+    store.update(block)
+    primary.away = True
+    clock.now += 6
+    store.update(is_blocked)
+    clock.now += 6
+    probe = store.update(ask)
+    assert isinstance(probe, Lease)
+    assert store.update(lambda limiter, now: limiter.on_response(now, probe.first, throttled=False))
+    assert not store.update(is_blocked)
+    primary.away = False
+    # The primary still knows of its block, and sends a probe of its own.
+    clock.now += 60
+    assert store.update(is_blocked)
+
+
+def test_a_block_that_another_process_has_found_to_be_over_is_not_brought_back(
+    store: FallbackStore, primary: UnsteadyStore, backup: MemoryStore, clock: FakeClock
+) -> None:
+    store.update(block)
+    clock.now += 6
+    other = FallbackStore(primary, backup, clock.clock)
+    probe = other.update(ask)
+    assert isinstance(probe, Lease)
+    other.update(lambda limiter, now: limiter.on_response(now, probe.first, throttled=False))
+    assert not store.update(is_blocked)
+
+
+def test_requests_are_numbered_on_when_the_store_changes(
+    store: FallbackStore, primary: UnsteadyStore, clock: FakeClock
+) -> None:
+    """A 429 of a request with a lower number would be taken for one of before the latest block."""
+    for _ in range(5):
+        store.update(take_number)
+    primary.away = True
+    assert [store.update(take_number) for _ in range(2)] == [6, 7]
+    primary.away = False
+    clock.now += 10
+    assert store.update(take_number) == 8
+
+
+def test_a_store_that_has_lost_its_data_is_told_the_rate_even_where_a_new_process_came_first(
+    store: FallbackStore, primary: UnsteadyStore
+) -> None:
+    def learn(limiter: RateLimiter, now: float) -> None:
+        limiter.throttle.rate, limiter.throttle.ceiling, limiter.throttle.last_request_at = 12.0, 14.0, now
+        limiter.durations.add([61.0])
+        limiter.last_request = 50
+
+    store.update(learn)
+    primary.limiter = RateLimiter()
+    # A task process that has seen nothing yet.
+    primary.update(take_number)
+    found = store.update(lambda limiter, now: (limiter.throttle, limiter.durations.seconds, limiter.last_request))
+    assert (found[0].rate, found[0].ceiling, found[0].last_request_at) == (12.0, 14.0, -math.inf)
+    assert found[1:] == ([61], 50)
+
+
+def test_a_store_that_was_away_and_has_lost_nothing_keeps_what_others_have_learnt_there(
+    store: FallbackStore, primary: UnsteadyStore, clock: FakeClock
+) -> None:
+    store.update(take_number)
+    primary.away = True
+    for _ in range(9):
+        store.update(take_number)
+    primary.limiter.throttle.rate = 7.0
+    primary.away = False
+    clock.now += 10
+    assert store.update(lambda limiter, _: (limiter.throttle.rate, limiter.last_request)) == (7.0, 10)
+
+
+def test_after_a_reset_no_process_brings_back_what_it_has_seen(store: FallbackStore, primary: UnsteadyStore) -> None:
+    for _ in range(3):
+        store.update(take_number)
+    store.update(lambda limiter, _: setattr(limiter.throttle, "rate", 12.0))
+    primary.reset()
+    assert store.update(lambda limiter, _: (limiter.throttle.rate, limiter.last_request)) == (INITIAL_RATE, 3)
+
+
+def test_a_reset_forgets_both(store: FallbackStore, primary: UnsteadyStore, clock: FakeClock) -> None:
+    store.update(block)
+    store.reset()
+    assert not store.update(is_blocked)
+    store.update(block)
+    primary.away = True
+    store.reset()
+    assert not store.update(is_blocked)
+
+
+# --- the submissions of the day
+
+
+def test_the_day_is_counted_while_the_store_is_there(
+    store: FallbackStore, primary: UnsteadyStore, clock: FakeClock, logged: Logged
+) -> None:
+    assert store.count_submission(2) == "today"
+    primary.away = True
+    # The ledger alone counts.
+    assert [store.count_submission(2) for _ in range(3)] == [None] * 3
+    primary.away = False
+    # Though nothing else tries it again yet.
+    assert store.count_submission(2) == "today"
+    with pytest.raises(DayIsFullError):
+        store.count_submission(2)
+    store.uncount_submission("today")
+    assert len(primary.counted) == 1
+    primary.away = True
+    store.uncount_submission("today")
+    assert logged()[-1] == (
+        "WARNING",
+        "A submission that made no job counts as one of today in the unsteady store: It is away.",
+    )
+
+
+def test_a_block_holds_though_counting_has_found_the_store_away(store: FallbackStore, primary: UnsteadyStore) -> None:
+    store.update(block)
+    primary.away = True
+    assert store.count_submission(2) is None
+    assert store.update(is_blocked)
+
+
+# --- the real stores
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    pytest.importorskip("redis")
+    server = RedisServer(tmp_path)
+    yield server
+    server.kill()
+
+
+def test_a_redis_that_is_killed_and_restarted_costs_no_block_and_no_decision(
+    redis: RedisServer, clock: FakeClock, logged: Logged
+) -> None:
+    one, other = (limiter_store(SETTINGS, redis.settings, clock.clock) for _ in range(2))
+    one.update(block)
+    assert other.update(is_blocked)
+    redis.kill()
+    assert one.update(is_blocked)
+    # They share the file of their machine meanwhile.
+    assert one.update(take_number) < other.update(take_number)
+    redis.start()
+    clock.now += 10
+    assert one.update(is_blocked)
+    assert other.update(is_blocked)
+    assert "redis_test" in one.where
+    assert [level for level, _ in logged()] == ["WARNING", "WARNING", "INFO", "INFO"]
+
+
+def test_a_redis_that_is_slow_costs_one_timeout_in_10_s(redis: RedisServer, clock: FakeClock) -> None:
+    store = limiter_store(SETTINGS, redis.settings, clock.clock)
+    store.update(block)
+    redis.freeze()
+    began = time.monotonic()
+    for _ in range(20):
+        assert store.update(is_blocked)
+    assert time.monotonic() - began < 2
+    redis.thaw()
+    clock.now += 10
+    store.update(is_blocked)
+    assert "redis_test" in store.where
+
+
+def test_without_a_safe_folder_each_process_limits_itself_and_its_log_says_so_once(
+    clock: FakeClock, logged: Logged
+) -> None:
+    FileStore(SETTINGS).path.parent.write_text("")
+    store = limiter_store(SETTINGS, None, clock.clock)
+    for _ in range(2):
+        store.update(block)
+    assert store.update(is_blocked)
+    assert not limiter_store(SETTINGS, None, clock.clock).update(is_blocked)
+    assert [message for _, message in logged()] == [
+        f"The rate limiter cannot be kept in {FileStore(SETTINGS).where}: File exists. Until it can, the requests of "
+        "this API key are limited by this process alone."
+    ] * 2
+    assert tempfile.gettempdir() in logged()[0][1]
+
+
+def test_a_decision_that_is_made_anew_finds_a_lost_store_as_it_was(
+    primary: UnsteadyStore, store: FallbackStore
+) -> None:
+    store.update(take_number)
+    store.update(lambda limiter, now: limiter.durations.add([60.0]))
+    found = []
+
+    def add(limiter: RateLimiter, now: float) -> None:
+        limiter.durations.add([90.0])
+        found.append(limiter.durations.seconds)
+
+    decide_once = primary.update
+
+    def decide_twice(decide: Decide[T]) -> T:
+        # As where another process comes first, and the store that has lost its data is read once more.
+        decide(RateLimiter(), 0.0)
+        return decide_once(decide)
+
+    primary.limiter = RateLimiter()
+    primary.update = decide_twice  # type: ignore[method-assign]
+    store.update(add)
+    assert found == [[60, 90], [60, 90]]
