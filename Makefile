@@ -88,6 +88,9 @@ test-all: test test-others test-pythons ## The same as test, and what touches Ai
 
 test-others: $(addprefix test-,$(OTHERS)) ## The tests that touch Airflow on every supported version but the newest
 
+# The campaigns of random faults have been played to their end on the newest version.
+$(addprefix test-,$(OTHERS)) $(addprefix test-py,$(PYTHONS)) test-lowest: export WHISUL_CAMPAIGN_SEEDS ?= 2
+
 $(addprefix test-,$(OTHERS)): test-%: .venvs/%/installed
 	.venvs/$*/bin/python $(PYTEST) -m "airflow and not crash"
 

@@ -294,13 +294,11 @@ class AirflowClient:
         return self._session.request(method, f"{self.ui_url}/api/v2{path}", timeout=30, **options)
 
     def _request(self, method: str, path: str, **options: Any) -> Any:
-        response = self._send(method, path, **options)
-        for _ in range(MAX_BUSY_TRIES - 1):
-            # A POST may have been carried out in spite of a 500, unless the database has rolled it back.
-            if response.status_code != 500 or (method == "POST" and "Database error" not in response.text):
+        for _ in range(MAX_BUSY_TRIES):
+            # What Airflow responds where SQLite has been locked for five seconds. It has rolled back what it did.
+            if (response := self._send(method, path, **options)).status_code != 500:
                 break
             time.sleep(CHECK_SECONDS)
-            response = self._send(method, path, **options)
         if not response.ok:
             raise LocalAirflowError(f"{method} {path}: the response was {response.status_code}: {response.text[:500]}")
         return response.json()

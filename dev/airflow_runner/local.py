@@ -11,10 +11,12 @@ import base64
 import os
 import secrets
 import shutil
+import sqlite3
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -165,6 +167,11 @@ class LocalAirflow(AirflowClient):
         self.env = self._environment()
         (self.home / "logs").mkdir()
         self._command_line("db", "migrate")
+        database = self.home / "airflow.db"
+        if database.exists():
+            # Kept in the file. Readers and the writer no longer wait for each other.
+            with closing(sqlite3.connect(database)) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
         for name, arguments in self._commands().items():
             self._start_process(name, arguments)
         self.wait_until(self.is_healthy, START_SECONDS, "Airflow to start")
@@ -216,8 +223,8 @@ class LocalAirflow(AirflowClient):
             "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
             "CORE__EXECUTION_API_SERVER_URL": f"{self.ui_url}/execution/",
             "CORE__FERNET_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
-            # SQLite allows one writer: each process waits for the others, longer than the five seconds of the default.
-            "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home / 'airflow.db'}?timeout=60",
+            # With SQLite's five seconds: Airflow 3's API server can lock itself out, which only the timeout ends.
+            "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home / 'airflow.db'}",
             "LOGGING__BASE_LOG_FOLDER": str(self.home / "logs"),
             "LOGGING__COLORED_CONSOLE_LOG": "False",
             "API__HOST": "127.0.0.1",
@@ -233,9 +240,10 @@ class LocalAirflow(AirflowClient):
             "USAGE_DATA_COLLECTION__ENABLED": "False",
         }
         if self.is_2:
-            # One DAG file is parsed at a time, as each parser writes to the database.
+            # SQLite allows one writer: one DAG file is parsed at a time, and each process waits for the others.
             settings |= {
                 "SCHEDULER__DAG_DIR_LIST_INTERVAL": "10",
                 "SCHEDULER__PARSING_PROCESSES": "1",
+                "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home / 'airflow.db'}?timeout=60",
             }
         return settings

@@ -1,21 +1,17 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 
 import pytest
 
+from tests.integration.campaign.seeds import seeds_to_play
 from tests.integration.campaign.world import Log
-
-#: How many seeds of each world are played. More find more: WHISUL_CAMPAIGN_SEEDS=100 plays a hundred.
-SEEDS_VARIABLE = "WHISUL_CAMPAIGN_SEEDS"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seed" in metafunc.fixturenames:
-        seeds = int(os.environ.get(SEEDS_VARIABLE) or getattr(metafunc.module, "SEEDS", 1))
-        metafunc.parametrize("seed", range(seeds))
+        metafunc.parametrize("seed", range(seeds_to_play(getattr(metafunc.module, "SEEDS", 1))))
 
 
 @pytest.fixture

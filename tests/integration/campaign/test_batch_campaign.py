@@ -15,12 +15,13 @@ import pytest
 from airflow_provider_whisul.sandbox.options import GET_FAULTS, POST_FAULTS
 from tests.integration.campaign.batch_judge import BatchJudge
 from tests.integration.campaign.batch_world import BatchWorld
+from tests.integration.campaign.seeds import needs_seeds
 from tests.integration.campaign.world import Log
 
 # A seed takes some seconds, and on a busy machine minutes.
 pytestmark = pytest.mark.timeout(600)
 
-#: More with the environment variable that conftest.py names.
+#: More, or fewer, with the environment variable that seeds.py names.
 SEEDS = 6
 
 #: How often each of these must happen in all seeds together, so that the rules are put to the test.
@@ -56,6 +57,7 @@ def test_every_try_of_a_batch_keeps_the_rules(
     _FAULTS.update(world.faults)
 
 
+@needs_seeds(SEEDS)
 @pytest.mark.parametrize("figure", MINIMUM_FIGURES)
 def test_the_rules_were_put_to_the_test(figure: str) -> None:
     if _ALL["seeds"] < SEEDS:
@@ -63,6 +65,7 @@ def test_the_rules_were_put_to_the_test(figure: str) -> None:
     assert _ALL[figure] >= MINIMUM_FIGURES[figure]
 
 
+@needs_seeds(SEEDS)
 def test_all_faults_occurred() -> None:
     if _ALL["seeds"] < SEEDS:
         pytest.skip("not all seeds were played")

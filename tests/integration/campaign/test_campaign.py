@@ -22,7 +22,7 @@ from tests.integration.campaign.world import SANDBOXES, SONGS_PER_SANDBOX, Log, 
 # A seed takes some seconds, and on a busy machine minutes.
 pytestmark = pytest.mark.timeout(600)
 
-#: More with the environment variable that conftest.py names.
+#: More, or fewer, with the environment variable that seeds.py names.
 SEEDS = 8
 
 #: How often each of these must happen in each seed's world, so that the rules are put to the test.

@@ -33,7 +33,7 @@ from tests.support.airflow import Deferral, TaskContext, TaskStore, event_of
 from tests.support.clock import LoopTime, VirtualLoop
 from tests.support.servers import RawServer
 
-#: More with the environment variable that conftest.py names.
+#: More, or fewer, with the environment variable that seeds.py names.
 SEEDS = 4
 TASKS_PER_SEED = 40
 

@@ -17,9 +17,10 @@ import pytest
 from airflow_provider_whisul.sandbox.options import MEDIA_FAULTS
 from tests.integration.campaign.media_judge import MediaJudge
 from tests.integration.campaign.media_world import MediaWorld
+from tests.integration.campaign.seeds import needs_seeds
 from tests.integration.campaign.world import Log
 
-#: More with the environment variable that conftest.py names.
+#: More, or fewer, with the environment variable that seeds.py names.
 SEEDS = 4
 
 #: How often each of these must happen in all seeds together, so that the rules are put to the test.
@@ -51,6 +52,7 @@ def test_every_try_of_storing_songs_keeps_the_rules(
     _ALL.update(figures)
 
 
+@needs_seeds(SEEDS)
 @pytest.mark.parametrize("figure", MINIMUM_FIGURES)
 def test_the_rules_were_put_to_the_test(figure: str) -> None:
     if _ALL["seeds"] < SEEDS:
@@ -58,6 +60,7 @@ def test_the_rules_were_put_to_the_test(figure: str) -> None:
     assert _ALL[figure] >= MINIMUM_FIGURES[figure]
 
 
+@needs_seeds(SEEDS)
 def test_all_faults_occurred() -> None:
     if _ALL["seeds"] < SEEDS:
         pytest.skip("not all seeds were played")
