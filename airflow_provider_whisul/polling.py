@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal
 
-from airflow_provider_whisul.api.messages import MAX_RETRY_AFTER
 from airflow_provider_whisul.api.models import PollResult, describe_job
 from airflow_provider_whisul.clock import utc
 from airflow_provider_whisul.exceptions import (
@@ -24,7 +23,7 @@ from airflow_provider_whisul.exceptions import (
     WhisulSongMissingError,
 )
 from airflow_provider_whisul.outage import Outage
-from airflow_provider_whisul.rate_limit.backoff import transient_delay
+from airflow_provider_whisul.rate_limit.backoff import NotBefore, transient_delay
 from airflow_provider_whisul.rate_limit.durations import Durations
 from airflow_provider_whisul.rate_limit.poll_queue import WaitingPoll
 from airflow_provider_whisul.rate_limit.throttle import INITIAL_RATE
@@ -140,7 +139,7 @@ class JobPoller:
         return self._not_found.since is not None
 
     def initial_delay(
-        self, now: float, jitter: float, not_before: float | None = None, *, resumed: bool = False
+        self, now: float, jitter: float, not_before: NotBefore | None = None, *, resumed: bool = False
     ) -> float:
         """
         Return the seconds to wait before the first poll.
@@ -150,15 +149,13 @@ class JobPoller:
 
         :param now: Unix seconds.
         :param jitter: From 0 up to 1.
-        :param not_before: When the next request may be sent at the earliest, Unix seconds, None unless the key is
-            throttled.
+        :param not_before: When the next request may be sent at the earliest, None unless the key is throttled.
         :param resumed: Whether the job was waited for until just now. Then the first poll waits only for the API's
             least interval.
         """
         delay = (MIN_POLL_INTERVAL if resumed else self.poll_interval) + self.poll_interval * jitter
         if not_before is not None:
-            # The clock of the machine that met the 429 may be ahead of this one.
-            delay = max(delay, min(not_before - now, MAX_RETRY_AFTER))
+            delay = max(delay, not_before.wait(now))
         return self.until_deadline(now, delay)
 
     def first_poll_delay(self, now: float, durations: Durations) -> float:

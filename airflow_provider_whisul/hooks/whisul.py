@@ -131,6 +131,7 @@ class WhisulHook(BaseHook):
         prompt: str,
         *,
         before_send: Callable[[], None] | None = None,
+        before_wait: Callable[[], None] | None = None,
         submission: SubmissionId | None = None,
     ) -> str:
         """
@@ -143,6 +144,7 @@ class WhisulHook(BaseHook):
         :param before_send: Called once, when the rate limiter has permitted the request and just before it is sent. A
             task that is killed before that has certainly submitted nothing. What it raises stops the submission. Also
             called before a :class:`WhisulAmbiguousSubmitError` of a submission that an earlier try has begun.
+        :param before_wait: Called before each wait of more than 0.1 s. What it raises stops the submission.
         :param submission: What the submission is called, so that it is made once: where the ledger has a job of this
             submission and prompt, that job is returned, and nothing is sent. None for a submission of its own.
         :return: The job's id.
@@ -157,7 +159,7 @@ class WhisulHook(BaseHook):
         :raises WhisulStateError: The ledger cannot be read or written. Nothing was sent.
         """
         request = generate_request(prompt)
-        entry = Submitting(prompt, submission, self.whisul_conn_id, self.clock, before_send)
+        entry = Submitting(prompt, submission, self.whisul_conn_id, self.clock, before_send, before_wait)
 
         def read(response: Response) -> str:
             if response.status == 400:
@@ -356,9 +358,8 @@ class WhisulHook(BaseHook):
                     entry.end(error)
                 raise
 
-        return retrying(request, attempts=attempts, give_up_at=give_up_at, clock=self.clock, warn=self.log.warning)(
-            attempt
-        )
+        send = retrying(request, attempts=attempts, give_up_at=give_up_at, clock=self.clock, warn=self.log.warning)
+        return send(attempt)
 
     def _exchange(self, request: Request) -> Response:
         settings = self.settings

@@ -44,6 +44,7 @@ from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_whisul.exceptions import WhisulError
 from airflow_provider_whisul.polling import JobPoller
 from airflow_provider_whisul.rate_limit.async_rate_limiter import AsyncRateLimiter
+from airflow_provider_whisul.rate_limit.backoff import NotBefore
 from airflow_provider_whisul.rate_limit.poll_queue import WaitingPoll
 from airflow_provider_whisul.rate_limit.redis_connection import RedisSettings
 from airflow_provider_whisul.rate_limit.store_choice import find_redis_async, limiter_store
@@ -129,11 +130,11 @@ class WhisulAsyncHook(BaseHook):
             await self._stack.enter_async_context(_shared_session(fresh))
         return True
 
-    async def pause_until(self, not_before: float) -> None:
+    async def pause_until(self, not_before: NotBefore) -> None:
         """
         Pause for a 429 that a worker has met: no hook in this event loop sends a request with the same key before then.
 
-        :param not_before: When the next request may be sent, in Unix seconds.
+        :param not_before: When the next request may be sent.
         """
         await self.settings()
         await self._rate_limiter.pause_until(not_before)

@@ -21,6 +21,7 @@ from airflow_provider_whisul.exceptions import (
     WhisulConfigurationError,
     WhisulConnectionError,
     WhisulError,
+    WhisulRateLimitError,
     WhisulStateError,
 )
 from airflow_provider_whisul.ledger.account_ledger import AccountLedger, day_of
@@ -42,6 +43,9 @@ CHECK_INTERVAL = 1.0
 
 #: Seconds by which the clocks of two machines may differ: the times of an entry are those of the machine that wrote it.
 MAX_CLOCK_DIFFERENCE = 3_600.0
+
+#: Seconds that a submission waits for the rate limiter at most before it calls ``before_wait``.
+SHORT_WAIT = 0.1
 
 _DAY_SECONDS = 86_400.0
 
@@ -67,6 +71,7 @@ class Submitting:
     :param conn_id: The Airflow connection.
     :param clock: The time and sleep.
     :param before_send: Called once when the entry is there, before anything is sent.
+    :param before_wait: Called before each wait of more than :data:`SHORT_WAIT`.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class Submitting:
         conn_id: str,
         clock: Clock,
         before_send: Callable[[], None] | None = None,
+        before_wait: Callable[[], None] | None = None,
     ) -> None:
         self._prompt = prompt
         self._submission = submission or current_task()
@@ -83,6 +89,7 @@ class Submitting:
         self._conn_id = conn_id
         self._clock = clock
         self._before_send = before_send
+        self._before_wait = before_wait
         self._attempt = token_hex(8)
         key = self._attempt * 2 if submission is None else submission.key(prompt)
         self._file = submission_file(key, self._submission.dag_id)
@@ -102,7 +109,7 @@ class Submitting:
         """
         self._sweep(settings)
         while True:
-            permit = rate_limiter.acquire("submission", max(give_up_at - self._clock.monotonic(), 0.0))
+            permit = self._permit(rate_limiter, give_up_at)
             try:
                 opened = self.open(settings, rate_limiter.store)
                 if opened and rate_limiter.is_permitted(permit):
@@ -114,6 +121,8 @@ class Submitting:
                 raise
             rate_limiter.give_back(permit)
             if not opened:
+                if self._before_wait is not None:
+                    self._before_wait()
                 self.wait_for_other(settings)
 
     def open(self, settings: ConnectionSettings, store: LimiterStore | None = None) -> bool:
@@ -231,6 +240,17 @@ class Submitting:
         # The entry is made before the record that says when, perhaps at the end of the day before.
         first = day_of(since - _DAY_SECONDS)
         return self._await(ledger, [day for day in ledger.days() if day >= first], settings.timeout)
+
+    def _permit(self, rate_limiter: WorkerRateLimiter, give_up_at: float) -> Permit:
+        """Wait for a permit."""
+        max_wait = max(give_up_at - self._clock.monotonic(), 0.0)
+        if self._before_wait is not None and max_wait > SHORT_WAIT:
+            try:
+                return rate_limiter.acquire("submission", SHORT_WAIT)
+            except WhisulRateLimitError:
+                self._before_wait()
+                max_wait = max(give_up_at - self._clock.monotonic(), 0.0)
+        return rate_limiter.acquire("submission", max_wait)
 
     def _sweep(self, settings: ConnectionSettings) -> None:
         """Remove what is too old, while nothing is submitted yet."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from airflow_provider_whisul.api.price import count_songs, in_brackets
 from airflow_provider_whisul.exceptions import WhisulAmbiguousSubmitError, WhisulError, WhisulInvalidInputError
 from airflow_provider_whisul.operators.submission import submission_id
-from airflow_provider_whisul.rate_limit.backoff import throttled_until
+from airflow_provider_whisul.rate_limit.backoff import NotBefore, throttled_until
 from airflow_provider_whisul.state.batch_song import PENDING
 from airflow_provider_whisul.state.batch_state import BatchState
 from airflow_provider_whisul.state.song_state import OnAmbiguousSubmit
@@ -30,8 +30,8 @@ class Submissions(NamedTuple):
     """What the submitting of songs came to."""
 
     submitted: int
-    #: When the next request may be sent (Unix seconds), where a cool-down stopped the submissions.
-    blocked_until: float | None = None
+    #: When the next request may be sent, where a cool-down stopped the submissions.
+    blocked_until: NotBefore | None = None
     #: How many submissions of this try, the last ones, were ambiguous.
     ambiguous_in_a_row: int = 0
 
@@ -92,16 +92,25 @@ class BatchSubmitter:
         """
         Submit each song that may be.
 
+        The job of a song is stored with the intent of the next one, in one write, where that is submitted within 0.1 s.
+        Until then only the ledger has it.
+
         :param ambiguous: How many submissions of this try, the last ones, were ambiguous.
-        :param on_progress: Called after each submission with the time, in Unix seconds.
+        :param on_progress: Called from time to time after a submission, with the time in Unix seconds.
         :param too_late: Whether the task has no time left to wait for a song, so that none is submitted.
         :raises WhisulError: No job is running, or the error would fail every poll too.
         """
+        try:
+            return self._submit_all(ambiguous, on_progress, too_late=too_late)
+        finally:
+            self._save_unsaved()
+
+    def _submit_all(self, ambiguous: int, on_progress: Callable[[float], None], *, too_late: bool) -> Submissions:
         state, log, clock = self.state, self.hook.log, self.hook.clock
         stops = too_late or ambiguous >= MAX_CONSECUTIVE_AMBIGUOUS
         waiting = [] if stops else state.to_submit(self.attempts)
         began_with, price = state.submitted, self.hook.settings.price_per_song
-        progress_logged_at = clock.time()
+        progress_at = clock.time()
         for done, index in enumerate(waiting, start=1):
             if self.max_submissions is not None and state.submitted >= self.max_submissions:
                 self._stop_at_max_submissions(waiting[done - 1 :], submitted=done - 1)
@@ -123,7 +132,7 @@ class BatchSubmitter:
                 )
             except WhisulError as error:
                 state.songs[index] = before
-                state.save([index])
+                state.save_later(index)
                 if isinstance(error, ACCOUNT_ERRORS) or not state.with_status(*PENDING):
                     raise
                 log.warning(
@@ -137,8 +146,12 @@ class BatchSubmitter:
                 ambiguous = 0
                 state.set_job(index, job_id)
                 state.songs[index].submitted_at = clock.time()
-            self._save_submission(index)
-            on_progress(clock.time())
+            state.save_later(index)
+            is_due = clock.time() - progress_at >= PROGRESS_SECONDS
+            if done == 1 or is_due:
+                # First what is worth money: to tell of the progress may take long.
+                state.save_unsaved()
+                on_progress(clock.time())
             if ambiguous == MAX_CONSECUTIVE_AMBIGUOUS:
                 log.warning(
                     "The responses to %d submissions in a row were lost, and each song may have been paid for. So this "
@@ -147,8 +160,8 @@ class BatchSubmitter:
                     count(len(waiting) - done, "song"),
                 )
                 return Submissions(done, None, ambiguous)
-            if clock.time() - progress_logged_at >= PROGRESS_SECONDS:
-                progress_logged_at = clock.time()
+            if is_due:
+                progress_at = clock.time()
                 cost = in_brackets(price, state.submitted - began_with)
                 log.info("%s of %s submitted%s", f"{done:,}", f"{len(waiting):,}", cost)
         if waiting:
@@ -159,7 +172,12 @@ class BatchSubmitter:
         state, song = self.state, self.state.songs[index]
         # Without a record all tries would have the same numbers, and a try that is to submit would find earlier jobs.
         called = submission_id(self.context, number=song.number + 1, index=index) if state.durable else None
-        return self.hook.generate(song.prompt, before_send=partial(state.record_intent, index), submission=called)
+        return self.hook.generate(
+            song.prompt,
+            before_send=partial(state.record_intent, index),
+            before_wait=state.save_unsaved,
+            submission=called,
+        )
 
     def _stop_at_max_submissions(self, left: list[int], submitted: int) -> None:
         state = self.state
@@ -181,17 +199,17 @@ class BatchSubmitter:
             f"{count(len(left), 'song')} {'is' if len(left) == 1 else 'are'}",
         )
 
-    def _save_submission(self, index: int) -> None:
-        song = self.state.songs[index]
+    def _save_unsaved(self) -> None:
         try:
-            self.state.save([index])
+            self.state.save_unsaved()
         except BaseException:
             # Also where the task is just being ended: this try's log is where a person looks for the job.
-            if song.status == "running":
-                self.hook.log.error(
-                    "%r became job %s, which is paid for, but that could not be recorded. A later try knows it only "
-                    "where the ledger has it. A WhisulJobSensor with this job id finds the song.",
-                    excerpt(song.prompt),
-                    song.job_id,
-                )
+            for song in (self.state.songs[index] for index in sorted(self.state.unsaved)):
+                if song.status == "running":
+                    self.hook.log.error(
+                        "%r became job %s, which is paid for, but that could not be recorded. A later try knows it "
+                        "only where the ledger has it. A WhisulJobSensor with this job id finds the song.",
+                        excerpt(song.prompt),
+                        song.job_id,
+                    )
             raise

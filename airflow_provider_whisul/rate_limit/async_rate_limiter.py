@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from airflow_provider_whisul import metrics
 from airflow_provider_whisul.api.connection import ConnectionSettings
-from airflow_provider_whisul.api.messages import MAX_RETRY_AFTER
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
+from airflow_provider_whisul.rate_limit.backoff import NotBefore
 from airflow_provider_whisul.rate_limit.limiter_client import CHECK_INTERVAL, UNCHECKED_WAIT, LimiterClient
 from airflow_provider_whisul.rate_limit.limiter_store import LimiterStore
 from airflow_provider_whisul.rate_limit.poll_queue import PollQueue, WaitingPoll
@@ -154,14 +154,13 @@ class AsyncRateLimiter(LimiterClient):
             self._permits = None
         return self._change(partial(self._report, permit.number, throttled, retry_after))
 
-    async def pause_until(self, not_before: float) -> None:
+    async def pause_until(self, not_before: NotBefore) -> None:
         """
         Pause for a 429 that a worker has met with the same key. The later of two cool-downs counts.
 
-        :param not_before: When the next request may be sent, in Unix seconds.
+        :param not_before: When the next request may be sent.
         """
-        # The worker's clock may be ahead of this one.
-        wait = min(not_before - self._clock.time(), MAX_RETRY_AFTER)
+        wait = not_before.wait(self._clock.time())
         if wait > 0:
             await self._change(partial(self._pause, wait))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from airflow_provider_whisul.exceptions import WhisulError, WhisulRateLimitError
 
 #: Seconds to wait after the first, second, … 429 in a row. The last step repeats.
@@ -16,6 +18,27 @@ MAX_WORKER_ATTEMPTS = 1 + len(BACKOFF_SCHEDULE)
 #: Seconds that a worker waits for one request at most, retries included. Then the task fails, and Airflow's retries
 #: wait.
 MAX_WORKER_WAIT = 600.0
+
+
+class NotBefore(NamedTuple):
+    """
+    When the next request may be sent, for another machine, whose clock may say another time.
+
+    :param at: Unix seconds, by the clock of the machine that has met the 429.
+    :param seconds: The seconds until then, when it did.
+    """
+
+    at: float
+    seconds: float
+
+    def wait(self, now: float) -> float:
+        """
+        Return the seconds to wait, which is no more than the machine that has met the 429 had to, whatever its clock
+        said. 0 or less where the time is past.
+
+        :param now: Unix seconds.
+        """
+        return min(self.at - now, self.seconds)
 
 
 def backoff_delay(step: int) -> float:
@@ -53,9 +76,9 @@ def retry_delay(error: WhisulError, step: int, jitter: float) -> float:
     return transient_delay(jitter)
 
 
-def throttled_until(error: WhisulError, now: float) -> float | None:
+def throttled_until(error: WhisulError, now: float) -> NotBefore | None:
     """
-    Return when the next request may be sent after an error, in Unix seconds; None unless the key is blocked.
+    Return when the next request may be sent after an error; None unless the key is blocked.
 
     A request that the rate limiter has refused for the rate alone tells of no block.
 
@@ -63,4 +86,5 @@ def throttled_until(error: WhisulError, now: float) -> float | None:
     :param now: When the error came, in Unix seconds.
     """
     blocked = isinstance(error, WhisulRateLimitError) and (error.http_status or error.cooldown) is not None
-    return now + retry_delay(error, 0, 0.0) if blocked else None
+    delay = retry_delay(error, 0, 0.0)
+    return NotBefore(now + delay, delay) if blocked else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,10 @@ MAX_DURATIONS = 1_000
 #: How many of the latest durations count by themselves too: where songs take less time than they did, five of them are
 #: enough to show it.
 RECENT_DURATIONS = 100
+
+#: Of how many of the latest jobs it is known that they have counted: one is polled again by a later try, or by another
+#: task that waits for it too.
+LATEST_JOBS = 200
 
 #: How many durations must be known before anything is concluded from them.
 MIN_DURATIONS = 20
@@ -34,9 +39,11 @@ class Durations:
     The durations of the latest jobs that have ended: one that fails is over, too.
 
     :param seconds: The durations in whole seconds, oldest first.
+    :param jobs: A checksum of the id of each of the latest jobs that have counted, oldest first.
     """
 
     seconds: list[int] = field(default_factory=list)
+    jobs: list[int] = field(default_factory=list)
     # What follows from them, and the list that it follows from.
     _ordered: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
     _first_poll_age: float = field(default=0.0, init=False, repr=False, compare=False)
@@ -58,6 +65,18 @@ class Durations:
         # Rounded down: a poll that is a little early costs a request, one that is late costs time.
         added = [int(seconds) for seconds in durations if 0 <= seconds <= MAX_DURATION]
         self.seconds = [*self.seconds, *added][-MAX_DURATIONS:]
+
+    def add_job(self, job_id: str, seconds: float) -> None:
+        """
+        Add the duration of a job that has ended, unless it has been added already.
+
+        :param job_id: The job.
+        :param seconds: As in :meth:`add`.
+        """
+        checksum = zlib.crc32(job_id.encode("utf-8", "surrogatepass"))
+        if checksum not in self.jobs:
+            self.jobs = [*self.jobs, checksum][-LATEST_JOBS:]
+            self.add([seconds])
 
     def first_poll_age(self) -> float:
         """

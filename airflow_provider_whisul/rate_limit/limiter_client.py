@@ -48,7 +48,7 @@ class LimiterClient:
         self.durations = Durations()
         self.store = store
         self._clock = clock
-        self._new_durations: list[float] = []
+        self._new_durations: list[tuple[str, float]] = []
 
     def add_job(self, job: WhisulJob) -> None:
         """
@@ -58,7 +58,7 @@ class LimiterClient:
         """
         # A completed job is polled again until it has the URL of its song, and counts once.
         if (job.has_song_url or job.failed) and job.time_taken is not None:
-            self._new_durations.append(job.time_taken.total_seconds())
+            self._new_durations.append((job.job_id, job.time_taken.total_seconds()))
 
     def give_back(self, permit: Permit) -> None:
         """
@@ -75,8 +75,8 @@ class LimiterClient:
 
         def decide_with_settings(limiter: RateLimiter, now: float) -> T:
             limiter.configure(self.settings.max_requests_per_second)
-            if durations:
-                limiter.durations.add(durations)
+            for job_id, seconds in durations:
+                limiter.durations.add_job(job_id, seconds)
             self.durations = limiter.durations
             return decide(limiter, now)
 

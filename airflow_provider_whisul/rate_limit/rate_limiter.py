@@ -22,7 +22,7 @@ from airflow_provider_whisul.rate_limit.durations import Durations
 from airflow_provider_whisul.rate_limit.throttle import INITIAL_RATE, MAX_RATE, Throttle
 
 #: Version of what a store holds. A store with another one is taken for empty.
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 #: What is sent: a submission, or a poll. Submissions go first.
 Kind = Literal["submission", "poll"]
@@ -36,6 +36,9 @@ MAX_AHEAD = 1.0
 
 #: Seconds after a submission asked for which polls leave the larger share to submissions.
 SUBMISSIONS_PRESS_FOR = 2.0
+
+#: Seconds for which that is not prolonged. Else each of a hundred processes that wait would write at each question.
+PRESSING_NOTED_FOR = 0.5
 
 #: The share of the rate that polls have while submissions are waiting: usually, and where a job has waited too long.
 #: What submissions leave they have beside that.
@@ -126,6 +129,7 @@ class RateLimiter:
             "throttle": throttle,
             "block": asdict(self.block),
             "durations": self.durations.seconds,
+            "jobs": self.durations.jobs,
             **own,
         }
 
@@ -144,6 +148,7 @@ class RateLimiter:
         vars(limiter.throttle).update(state["throttle"])
         vars(limiter.block).update(state["block"])
         limiter.durations.add(state["durations"])
+        limiter.durations.jobs = state["jobs"]
         vars(limiter).update({name: state[name] for name in _OWN_NUMBERS})
         limiter.configure(max_requests_per_second)
         return limiter
@@ -202,8 +207,8 @@ class RateLimiter:
         :param max_ahead: Seconds by which the first request may be ahead, at most :data:`MAX_AHEAD`.
         """
         self._notice_reset_clock(now)
-        if kind == "submission":
-            self.submissions_until = max(self.submissions_until, now + SUBMISSIONS_PRESS_FOR)
+        if kind == "submission" and self.submissions_until - now < SUBMISSIONS_PRESS_FOR - PRESSING_NOTED_FOR:
+            self.submissions_until = now + SUBMISSIONS_PRESS_FOR
         starts_at = max(self.next_allowed_at(now), now)
         ahead, lease_seconds = min(max_ahead, MAX_AHEAD), LEASE_SECONDS
         if kind == "poll" and now < self.submissions_until:
@@ -281,7 +286,7 @@ class RateLimiter:
         """
         self.throttle = throttle.without_times()
         # Not the same object: a decision that is made anew must find it as it was.
-        self.durations = Durations(durations.seconds)
+        self.durations = Durations(durations.seconds, durations.jobs)
 
     def is_permitted(self, request: int) -> bool:
         """
@@ -373,7 +378,7 @@ def _makes_sense(state: dict[str, Any]) -> bool:
         and state["last_request"] >= block["last_request_before"]
         and all(0 <= block[name] < len(BACKOFF_SCHEDULE) for name in ("step", "first_step"))
         and 0 <= block["cooldown"] <= MAX_COOLDOWN
-        and all(type(seconds) is int and seconds >= 0 for seconds in state["durations"])
+        and all(type(number) is int and number >= 0 for name in ("durations", "jobs") for number in state[name])
     )
 
 

@@ -22,8 +22,9 @@ class LimiterStatus:
     :param ceiling: The rate that the latest block has set to stay below; None where no block is known.
     :param max_requests_per_second: The account's limit, as the connection has it.
     :param blocked: Whether the key is blocked.
-    :param block_began: When the latest 429 came.
-    :param not_before: When the next request may be sent, as far as the block is concerned.
+    :param block_began: When the latest 429 came, while the key is blocked.
+    :param not_before: When the next request may be sent, as far as a block is concerned, or a response that has asked
+        to wait.
     :param probing: Whether a probe has been sent and has no response yet.
     :param permitted_until: When the latest request is sent that has been permitted.
     :param submissions_until: Until when polls leave the larger share to submissions that wait.
@@ -74,14 +75,15 @@ class LimiterStatus:
             return round(wall + time - now, 3) if math.isfinite(time) else None
 
         block, throttle = limiter.block, limiter.throttle
+        not_before = block.began + block.cooldown
         return cls(
             where=where,
             requests_per_second=throttle.rate,
             ceiling=throttle.ceiling if math.isfinite(throttle.ceiling) else None,
             max_requests_per_second=settings.max_requests_per_second,
             blocked=block.active,
-            block_began=unix(block.began),
-            not_before=unix(block.began + block.cooldown) if block.active else None,
+            block_began=unix(block.began) if block.active else None,
+            not_before=unix(not_before) if block.active or not_before > now else None,
             probing=block.active and block.probing,
             permitted_until=unix(throttle.last_request_at),
             submissions_until=unix(limiter.submissions_until) if limiter.submissions_until > now else None,
@@ -121,8 +123,11 @@ class LimiterStatus:
             yield f"Today: {self.submissions_today:,}{of} submissions counted over all machines."
 
     def _block(self) -> Iterator[str]:
-        if not self.blocked:
+        if not self.blocked and self.not_before is None:
             yield "Block: none."
+        elif not self.blocked:
+            until = utc(self.not_before or 0.0)
+            yield f"Block: none. Nothing is sent before {until}, since a response has asked to wait."
         elif self.probing:
             yield f"Block: since {utc(self.block_began or 0.0)}. A probe has been sent, and has no response yet."
         else:

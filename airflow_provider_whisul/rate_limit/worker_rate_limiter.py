@@ -53,7 +53,7 @@ class WorkerRateLimiter(LimiterClient):
                 wait = answer.delay
             elif answer <= left or (block.probing and left):
                 # The response to a probe may permit the next request at any moment.
-                wait = min(answer, CHECK_INTERVAL)
+                wait = min(answer, CHECK_INTERVAL, left)
             else:
                 wall = self._clock.time()
                 raise refusal(wall + answer, wall, blocked=block.active)

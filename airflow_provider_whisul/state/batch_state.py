@@ -1,8 +1,8 @@
 """
 What a task that makes many songs knows about each of them, and how that is kept.
 
-The state is kept in segments, each small enough for any database that Airflow runs on, after each submission and each
-chunk of results. Nothing here sends requests, waits or logs.
+The state is kept in segments, each small enough for any database that Airflow runs on, before each submission and after
+each chunk of results. Nothing here sends requests, waits or logs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
+from airflow_provider_whisul.state.batch_head import HEAD_KEY, SEGMENT_SONGS, BatchHead, segment_key
 from airflow_provider_whisul.state.batch_song import PENDING, BatchResult, BatchSong, Status, StoredSong
 from airflow_provider_whisul.state.prompt_store import load_prompts, save_prompts
 from airflow_provider_whisul.state.state_store import (
@@ -19,13 +20,9 @@ from airflow_provider_whisul.state.state_store import (
     StateStore,
     XComStateStore,
     prompt_fingerprint,
-    read_versioned,
     unreadable,
     versioned,
 )
-
-#: Songs in one segment.
-SEGMENT_SONGS = 20
 
 #: Jobs that one trigger polls at most. The others are polled when some of these have ended.
 MAX_POLLED_JOBS = 600
@@ -60,6 +57,7 @@ class BatchState:
     :param prompt_pieces: In how many values the prompts are stored.
     :param dropped: How many of the task's submissions no song's ``number`` counts.
     :param began_at: When the try began, in Unix seconds.
+    :param unsaved: The indexes of the songs whose state the next :meth:`save` stores too.
     """
 
     songs: list[BatchSong]
@@ -72,6 +70,7 @@ class BatchState:
     prompt_pieces: int = 0
     dropped: int = 0
     began_at: float = 0.0
+    unsaved: set[int] = field(default_factory=set)
 
     @classmethod
     def load(cls, prompts: Sequence[str], store: StateStore, clear_count: int, account: str) -> BatchState:
@@ -128,7 +127,7 @@ class BatchState:
         prompts = load_prompts(store, head.generation, head.prompt_pieces)
         stored = head.stored_songs(store)
         if [prompt_fingerprint(prompt) for prompt in prompts] != [song.fingerprint for song in stored]:
-            raise unreadable(store, _HEAD_KEY)
+            raise unreadable(store, HEAD_KEY)
         return cls(
             [BatchSong.from_stored(prompt, song) for prompt, song in zip(prompts, stored, strict=True)],
             store,
@@ -292,13 +291,27 @@ class BatchState:
 
     def save(self, indexes: Iterable[int]) -> None:
         """
-        Store the state of some songs, and of those in the same segments.
+        Store the state of some songs, of those in the same segments, and of those that :meth:`save_later` has named.
 
         :param indexes: Their indexes.
         """
-        for first in sorted({index - index % SEGMENT_SONGS for index in indexes}):
+        for first in sorted({index - index % SEGMENT_SONGS for index in (*indexes, *self.unsaved)}):
             segment = [list(song.stored()) for song in self.songs[first : first + SEGMENT_SONGS]]
-            self.store.set(_segment_key(self.generation, first), versioned({"songs": segment}))
+            self.store.set(segment_key(self.generation, first), versioned({"songs": segment}))
+            self.unsaved.difference_update(range(first, first + SEGMENT_SONGS))
+
+    def save_later(self, index: int) -> None:
+        """
+        Let the next :meth:`save` store the state of a song too, so that one write does for two.
+
+        :param index: The song's index.
+        """
+        self.unsaved.add(index)
+
+    def save_unsaved(self) -> None:
+        """Store what :meth:`save_later` has named, if anything."""
+        if self.unsaved:
+            self.save(self.unsaved)
 
     def results(self) -> Iterator[BatchResult]:
         """Yield each song as the operator returns it, in the order of the prompts."""
@@ -306,7 +319,7 @@ class BatchState:
 
     def _save_head(self, *, delivered: bool) -> None:
         self.store.set(
-            _HEAD_KEY,
+            HEAD_KEY,
             versioned(
                 {
                     "account": self.account,
@@ -320,79 +333,3 @@ class BatchState:
                 }
             ),
         )
-
-
-_HEAD_KEY = "whisul_batch"
-
-
-@dataclass(frozen=True)
-class BatchHead:
-    """
-    The value that says what a try was, and how the other values of its state are to be read.
-
-    :param account: The account that the songs were submitted with.
-    :param clear_count: The task's :func:`~airflow_provider_whisul.state.state_store.clear_count` in that try.
-    :param delivered: Whether the task had the result that it was asked for.
-    :param began_at: When the try began, in Unix seconds.
-    :param songs: How many songs the batch has.
-    :param generation: As in :class:`BatchState`.
-    :param prompt_pieces: As in :class:`BatchState`.
-    :param dropped: As in :class:`BatchState`.
-    """
-
-    account: str
-    clear_count: int
-    delivered: bool
-    began_at: float
-    songs: int
-    generation: int
-    prompt_pieces: int
-    dropped: int
-
-    @classmethod
-    def read(cls, store: StateStore) -> BatchHead | None:
-        """
-        Return the stored head, None if there is none.
-
-        :param store: The store.
-        :raises WhisulStateUnreadableError: There is one that this version does not understand.
-        """
-        match read_versioned(store, _HEAD_KEY):
-            case None:
-                return None
-            case {
-                "account": str(account),
-                "clear_count": int(clear_count),
-                "status": "running" | "delivered" as status,
-                "began_at": int() | float() as began_at,
-                "songs": int(songs),
-                "generation": int(generation),
-                "prompt_pieces": int(pieces),
-                "dropped": int(dropped),
-            }:
-                delivered = status == "delivered"
-                return cls(account, clear_count, delivered, began_at, songs, generation, pieces, dropped)
-        raise unreadable(store, _HEAD_KEY)
-
-    def stored_songs(self, store: StateStore) -> list[StoredSong]:
-        """
-        Return the stored songs.
-
-        :param store: The store.
-        :raises WhisulStateUnreadableError: One of them is missing, or this version does not understand it.
-        """
-        found: list[StoredSong] = []
-        for first in range(0, self.songs, SEGMENT_SONGS):
-            key = _segment_key(self.generation, first)
-            match read_versioned(store, key):
-                case {"songs": list(segment)} if len(segment) == min(SEGMENT_SONGS, self.songs - first):
-                    songs = [song for song in map(StoredSong.from_json, segment) if song is not None]
-                    if len(songs) == len(segment):
-                        found += songs
-                        continue
-            raise unreadable(store, key)
-        return found
-
-
-def _segment_key(generation: int, first: int) -> str:
-    return f"whisul_batch_{generation}_{first // SEGMENT_SONGS:04d}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, cast
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -12,6 +12,7 @@ from airflow_provider_whisul.api.models import Song
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_whisul.exceptions import WhisulError
 from airflow_provider_whisul.polling import DeadlineSource, JobPoller, check_poll_interval
+from airflow_provider_whisul.rate_limit.backoff import NotBefore
 from airflow_provider_whisul.triggers.events import CompletedEvent, ErrorEvent
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ class WhisulJobTrigger(BaseTrigger):
     :param poll_interval: Seconds between two polls, at least 5.
     :param deadline: When waiting ends, in Unix seconds (UTC). A restart does not prolong it.
     :param deadline_source: What the deadline comes from: the wait's own timeout, or the task's execution_timeout.
-    :param not_before: When the first request may be sent at the earliest, in Unix seconds: the end of a cool-down that
-        the task has met. None for no cool-down.
+    :param not_before: When the first request may be sent at the earliest, as the two numbers of
+        :class:`~airflow_provider_whisul.rate_limit.backoff.NotBefore`: the end of a cool-down that the task has met.
+        None for no cool-down.
     :param submitted_at: When the job was submitted, in Unix seconds; None where nobody knows.
     :param dag_id: The DAG that waits for the job; blank where none is known.
     """
@@ -54,7 +56,7 @@ class WhisulJobTrigger(BaseTrigger):
         poll_interval: float,
         deadline: float,
         deadline_source: DeadlineSource = "timeout",
-        not_before: float | None = None,
+        not_before: Sequence[float] | None = None,
         submitted_at: float | None = None,
         dag_id: str = "",
     ) -> None:
@@ -64,11 +66,11 @@ class WhisulJobTrigger(BaseTrigger):
         self.poll_interval = check_poll_interval(poll_interval, "poll_interval")
         self.deadline = deadline
         self.deadline_source = deadline_source
-        self.not_before = not_before
+        self.not_before = None if not_before is None else NotBefore(*not_before)
         self.submitted_at = submitted_at
         self.dag_id = dag_id
 
-    def serialize(self) -> tuple[str, dict[str, str | float | None]]:
+    def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what the trigger is created from: ids and times only, since Airflow stores and logs it."""
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
@@ -78,7 +80,7 @@ class WhisulJobTrigger(BaseTrigger):
                 "poll_interval": self.poll_interval,
                 "deadline": self.deadline,
                 "deadline_source": self.deadline_source,
-                "not_before": self.not_before,
+                "not_before": None if self.not_before is None else list(self.not_before),
                 "submitted_at": self.submitted_at,
                 "dag_id": self.dag_id,
             },

@@ -25,6 +25,7 @@ from airflow_provider_whisul.exceptions import (
 )
 from airflow_provider_whisul.outage import Outage
 from airflow_provider_whisul.polling import DeadlineSource, JobPoller, check_poll_interval, last_poll_max_wait
+from airflow_provider_whisul.rate_limit.backoff import NotBefore
 from airflow_provider_whisul.state.batch_song import MAX_ERROR_BYTES, MAX_SONG_BYTES
 from airflow_provider_whisul.state.state_store import MAX_ENTRY_BYTES
 from airflow_provider_whisul.text import count, truncate_json
@@ -70,8 +71,8 @@ class WhisulBatchTrigger(BaseTrigger):
     :param failed: How many of them have failed for good, likewise.
     :param resumed: Whether another trigger has waited for the same jobs until just now.
     :param progress_logged_at: When the last line of progress was logged, in Unix seconds.
-    :param not_before: When the first request may be sent at the earliest, in Unix seconds: the end of a cool-down that
-        the task has met.
+    :param not_before: When the first request may be sent at the earliest, as the two numbers of
+        :class:`~airflow_provider_whisul.rate_limit.backoff.NotBefore`: the end of a cool-down that the task has met.
     :param deadline_source: What the deadline comes from: the wait's own timeout, or the task's execution_timeout.
     :param dag_id: The DAG that waits for the jobs; blank where none is known.
     :param submitted_before: For each of the jobs, in their order, how many seconds before ``submitted_at`` it was
@@ -93,7 +94,7 @@ class WhisulBatchTrigger(BaseTrigger):
         failed: int = 0,
         resumed: bool = False,
         progress_logged_at: float | None = None,
-        not_before: float | None = None,
+        not_before: Sequence[float] | None = None,
         deadline_source: DeadlineSource = "timeout",
         dag_id: str = "",
         submitted_before: Sequence[float | None] = (),
@@ -109,7 +110,7 @@ class WhisulBatchTrigger(BaseTrigger):
         self.failed = failed
         self.resumed = resumed
         self.progress_logged_at = progress_logged_at
-        self.not_before = not_before
+        self.not_before = None if not_before is None else NotBefore(*not_before)
         self.deadline_source = deadline_source
         self.dag_id = dag_id
         self.submitted_before = list(submitted_before)
@@ -129,7 +130,7 @@ class WhisulBatchTrigger(BaseTrigger):
                 "failed": self.failed,
                 "resumed": self.resumed,
                 "progress_logged_at": self.progress_logged_at,
-                "not_before": self.not_before,
+                "not_before": None if self.not_before is None else list(self.not_before),
                 "deadline_source": self.deadline_source,
                 "dag_id": self.dag_id,
                 "submitted_before": self.submitted_before,

@@ -10,15 +10,20 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
+import pytest
 from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import TaskDeferred
 
 from airflow_provider_whisul.clock import Clock
+from airflow_provider_whisul.ledger.submitting import Submitting
+from airflow_provider_whisul.state.batch_state import BatchState
 
 C = TypeVar("C", bound="TaskContext")
 
@@ -28,6 +33,19 @@ FAIL_METHOD = "__fail__"
 
 class Killed(BaseException):
     """The process is killed: no ``except Exception`` of a task, hook or trigger handles it."""
+
+
+@contextmanager
+def mortal_batch() -> Iterator[Callable[..., NoReturn]]:
+    """Yield what kills the worker of a batch while it submits: until the block ends it writes nothing more."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def die(*why: object) -> NoReturn:
+            patch.setattr(BatchState, "save", lambda *_: None)
+            patch.setattr(Submitting, "end", lambda *_: None)
+            raise Killed(*why)
+
+        yield die
 
 
 class TaskContext(dict[str, Any]):

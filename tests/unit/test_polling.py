@@ -37,6 +37,7 @@ from airflow_provider_whisul.polling import (
     check_poll_interval,
     check_timeout,
 )
+from airflow_provider_whisul.rate_limit.backoff import NotBefore
 
 RUNNING = WhisulJob("j-1", "running")
 SONG: Song = {
@@ -85,19 +86,20 @@ def poller_of(interval: float = 10, deadline: float = 3600) -> JobPoller:
         (0.9, 0, 12, None, 12),
         (0.9, 0, 3, None, 5),
         (0.9, 100, 50, None, 5),
-        (0.0, 1000, 3600, 1060, 60),
-        (0.5, 1000, 3600, 1012, 15),
-        (0.0, 1000, 3600, 900, 10),
-        (0.0, 1000, 1060, 1060, 60),
-        # Beyond the deadline the last poll is at the deadline; a clock far ahead delays by no more than a Retry-After.
-        (0.0, 1000, 1060, 7200, 60),
-        (0.0, 1000, 9000, 9000, 900),
+        (0.0, 1000, 3600, (1060, 90), 60),
+        (0.5, 1000, 3600, (1012, 90), 15),
+        (0.0, 1000, 3600, (900, 90), 10),
+        (0.0, 1000, 1060, (1060, 90), 60),
+        # Beyond the deadline the last poll is at the deadline; a clock far ahead delays by no more than was to wait.
+        (0.0, 1000, 1060, (1100, 100), 60),
+        (0.0, 1000, 9000, (9000, 90), 90),
     ],
 )
 def test_the_first_poll_waits_one_interval_and_jitter_or_until_not_before(
-    jitter: float, now: float, deadline: float, not_before: float | None, expected: float
+    jitter: float, now: float, deadline: float, not_before: tuple[float, float] | None, expected: float
 ) -> None:
-    assert poller_of(10, deadline).initial_delay(now, jitter, not_before) == pytest.approx(expected)
+    until = None if not_before is None else NotBefore(*not_before)
+    assert poller_of(10, deadline).initial_delay(now, jitter, until) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("jitter", "expected"), [(0.0, 5), (0.7, 12)])
@@ -432,7 +434,9 @@ def test_no_delay_is_under_5_s_and_none_ends_after_the_deadline(
     now, deadline, slack = 0.0, timeout, 1e-6
     poller = JobPoller("j-1", interval, deadline)
     jitter = cycle(jitters)
-    delay: float | None = poller.initial_delay(now, next(jitter), cooldown)
+    delay: float | None = poller.initial_delay(
+        now, next(jitter), None if cooldown is None else NotBefore(cooldown, max(cooldown, 0.0))
+    )
     assert delay is not None
     assert delay >= min(cooldown or 0.0, deadline) - slack
     for polls, result in enumerate(cycle(outcomes), start=1):

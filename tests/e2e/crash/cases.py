@@ -54,10 +54,10 @@ class CrashTests:
 
     @pytest.mark.parametrize("task_id", sorted({*BATCHES} & {*REATTACHED}))
     def test_the_second_try_of_a_batch_logs_that_it_reattaches(self, stage: Stage, task_id: str) -> None:
-        before = {"batch_submitting": "1 song ", "batch_in_ledger": "2 songs "}.get(task_id, "3 songs ")
+        before = "2 songs " if task_id in ("batch_submitting", "batch_in_ledger") else "3 songs "
         assert f"Re-attaching to {before}that an earlier try has submitted" in stage.later_log(task_id)
 
-    @pytest.mark.parametrize("task_id", ["in_ledger", "batch_in_ledger"])
+    @pytest.mark.parametrize("task_id", ["in_ledger", "batch_in_ledger", "batch_submitting"])
     def test_a_try_finds_in_the_ledger_what_the_one_before_could_not_record(self, stage: Stage, task_id: str) -> None:
         assert f"The ledger has it: job {stage.posts(task_id)[task_id != 'in_ledger'].job_id}" in stage.later_log(
             task_id

@@ -81,6 +81,10 @@ class _Block:
             self._not_before = max(self._not_before, now + wait)
 
 
+#: Kills of a worker that may not have recorded its latest job.
+UNRECORDED = (Interruption.AFTER_POST, Interruption.BEFORE_INTENT, Interruption.WHILE_WAITING)
+
+
 class BatchJudge:
     """
     What must hold for the last try of a batch.
@@ -151,9 +155,10 @@ class BatchJudge:
         return job.ending == "completed" and job.is_over(self.this.ended) and job.prompt == result["prompt"]
 
     def _known_jobs(self, then: BatchTry) -> list[LoggedRequest]:
-        """Return the submissions of a try whose responses named their jobs to a worker that has lived on."""
+        """Return the submissions of a try whose responses named their jobs to a worker that could record them."""
         posts = then.posts
-        if then.interrupted_by is Interruption.AFTER_POST and posts:
+        # Until the next song's intent is recorded only the ledger has the last one.
+        if then.interrupted_by in UNRECORDED and posts:
             posts = posts[:-1]
         return [post for post in posts if post.job_id in self.jobs and not self._is_ambiguous(post)]
 

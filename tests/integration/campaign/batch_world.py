@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
@@ -18,13 +18,25 @@ from airflow_provider_whisul.operators.whisul_batch import WhisulGenerateBatchOp
 from airflow_provider_whisul.sandbox import LoggedRequest, Sandbox, SandboxOptions
 from airflow_provider_whisul.sandbox.options import GET_FAULTS, POST_FAULTS
 from tests.integration.campaign.world import JOB_DIRECTIVES, Interruption, Log, Overdue, World
-from tests.support.airflow import FAIL_METHOD, AirflowTask, Deferral, Killed, TaskContext, TaskStore, event_of
+from tests.support.airflow import (
+    FAIL_METHOD,
+    AirflowTask,
+    Deferral,
+    Killed,
+    TaskContext,
+    TaskStore,
+    event_of,
+    mortal_batch,
+)
 
 #: More deferrals than a try of so few songs has.
 MAX_DEFERRALS = 100
 
 #: Seconds that a poll's response takes in the triggerer, in one sandbox after the other.
 LATENCIES = (0.0, 0.2, 2.0)
+
+#: What interrupts a try. A batch records a job when it submits the next song, or waits, and not by itself.
+INTERRUPTIONS = [one for one in Interruption if one is not Interruption.AFTER_RECORD]
 
 #: Faults that end a whole batch. Where they were as frequent as the others, no batch would end otherwise.
 FINAL_FAULTS = {"get-401", "post-402", "post-no-credits"}
@@ -111,25 +123,30 @@ class KillableBatchHook(WhisulHook):
 
     interruption: Interruption | None = None
     spared = 0
+    die: Callable[[Interruption], NoReturn]
 
     def generate(
         self,
         prompt: str,
         *,
         before_send: Callable[[], None] | None = None,
+        before_wait: Callable[[], None] | None = None,
         submission: SubmissionId | None = None,
     ) -> str:
         def before_post() -> None:
+            self._reach(Interruption.BEFORE_INTENT)
             if before_send is not None:
                 before_send()
-            if self.interruption is Interruption.BEFORE_POST and self.spared == 0:
-                raise Killed(self.interruption)
+            self._reach(Interruption.BEFORE_POST)
 
-        job_id = super().generate(prompt, before_send=before_post, submission=submission)
-        if self.interruption is Interruption.AFTER_POST and self.spared == 0:
-            raise Killed(self.interruption)
+        job_id = super().generate(prompt, before_send=before_post, before_wait=before_wait, submission=submission)
+        self._reach(Interruption.AFTER_POST)
         self.spared -= 1
         return job_id
+
+    def _reach(self, moment: Interruption) -> None:
+        if self.interruption is moment and self.spared == 0:
+            self.die(moment)
 
 
 #: What checks a try: see :class:`BatchWorld`.
@@ -206,7 +223,7 @@ class BatchWorld(World):
         self.figures["batches"] += 1
         self.figures["songs"] += len(task.directives)
         while True:
-            interruption = rng.choice(list(Interruption)) if rng.random() < 0.4 else None
+            interruption = rng.choice(INTERRUPTIONS) if rng.random() < 0.4 else None
             this = BatchTry(interruption, self.time.now, latency=self.traffic.latency)
             tries.append(this)
             self._run_batch(task, this, airflow_task)
@@ -243,12 +260,19 @@ class BatchWorld(World):
             retries=task.retries,
         )
         hook = KillableBatchHook("whisul_default", clock=self.clock)
-        hook.interruption, hook.spared = this.interruption, self.rng.randint(0, 3)
+        hook.interruption, hook.spared, hook.die = this.interruption, self.rng.randint(0, 3), self._die
         operator.__dict__["hook"] = hook
         operator.clock = self.clock
         return operator
 
+    def _die(self, interruption: Interruption) -> NoReturn:
+        self._kill(interruption)
+
     def _run_batch(self, task: BatchTask, this: BatchTry, airflow_task: AirflowTask) -> None:
+        with mortal_batch() as self._kill:
+            self._run_mortal_batch(task, this, airflow_task)
+
+    def _run_mortal_batch(self, task: BatchTask, this: BatchTry, airflow_task: AirflowTask) -> None:
         # A worker waits for ten minutes at most for each song, and a wait for its timeout after each submission.
         longest = 600 + self.sandbox_options.block_seconds + task.timeout
         self._limit = this.started + (task.attempts * len(task.directives) + 1) * longest + 2000

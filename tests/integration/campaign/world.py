@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from airflow import __version__ as airflow_version
@@ -68,6 +68,7 @@ class Interruption(Enum):
 
     BEFORE_POST = "worker is killed before the POST"
     AFTER_POST = "worker is killed between the response and the record of the job"
+    BEFORE_INTENT = "worker of a batch is killed between two submissions"
     AFTER_RECORD = "worker is killed after the job is recorded"
     WHILE_WAITING = "worker is killed while it sleeps"
     TRIGGERER_RESTART = "triggerer restarts"
@@ -212,6 +213,7 @@ class KillableHook(WhisulHook):
         prompt: str,
         *,
         before_send: Callable[[], None] | None = None,
+        before_wait: Callable[[], None] | None = None,
         submission: SubmissionId | None = None,
     ) -> str:
         def before_post() -> None:
@@ -220,7 +222,7 @@ class KillableHook(WhisulHook):
             if self.interruption is Interruption.BEFORE_POST:
                 raise Killed(self.interruption)
 
-        job_id = super().generate(prompt, before_send=before_post, submission=submission)
+        job_id = super().generate(prompt, before_send=before_post, before_wait=before_wait, submission=submission)
         if self.interruption is Interruption.AFTER_POST:
             raise Killed(self.interruption)
         return job_id
@@ -533,12 +535,15 @@ class World:
     async def _async_sleep(self, seconds: float) -> None:
         self.time.sleep(seconds)
 
+    def _die(self, interruption: Interruption) -> NoReturn:
+        raise Killed(interruption)
+
     def _before_sleep(self, seconds: float) -> None:
         if self._sleeps_left is not None:
             self._sleeps_left -= 1
             if self._sleeps_left < 0:
                 self._sleeps_left = None
-                raise Killed(self._sleeper)
+                self._die(self._sleeper)
         if self.time.now + seconds > self._limit:
             raise Overdue(f"seed {self.seed}: a try is still asleep at {self.time.now + seconds - self._limit} s past")
 

@@ -18,11 +18,10 @@ from airflow_provider_whisul.exceptions import (
     WhisulJobTimeoutError,
     WhisulStateError,
 )
-from airflow_provider_whisul.ledger.submission_id import SubmissionId
 from airflow_provider_whisul.operators import whisul_batch
 from airflow_provider_whisul.rate_limit.rate_limiter import Kind, Permit
 from tests.integration.operators.batch_task import MakeBatch, Simulate, numbered_prompts
-from tests.support.airflow import Deferral, Killed
+from tests.support.airflow import Deferral, Killed, mortal_batch
 from tests.support.homes import HOMES, Home, fail_before_set, keep_no_record
 
 
@@ -41,17 +40,17 @@ def test_a_retry_after_a_kill_while_submitting_continues_there(simulate: Simulat
         generate = operator.hook.generate
         left = iter(range(after))
 
-        def dying(prompt: str, *, before_send: Callable[[], None], submission: SubmissionId | None) -> str:
+        def dying(prompt: str, *, before_send: Callable[[], None], **options: Any) -> str:
             if next(left, None) is not None:
-                return generate(prompt, before_send=before_send, submission=submission)
+                return generate(prompt, before_send=before_send, **options)
             if sent:
-                generate(prompt, before_send=before_send, submission=submission)
+                generate(prompt, before_send=before_send, **options)
             else:
                 before_send()
-            raise Killed
+            return die()
 
         operator.hook.generate = dying  # type: ignore[method-assign]
-        with pytest.raises(RuntimeError, match="killed"):
+        with mortal_batch() as die, pytest.raises(RuntimeError, match="killed"):
             await batch.attempt(operator)
         assert {result["status"] for result in await batch.attempt()} == {"completed"}
         # What was sent is in the ledger, though the task has not recorded it.
@@ -71,11 +70,11 @@ def test_a_kill_while_waiting_for_the_rate_limiter_is_no_ambiguous_submission(
 
         def dying(kind: Kind, max_wait: float) -> Permit:
             if next(left, None) is None:
-                raise Killed
+                die()
             return acquire(kind, max_wait)
 
         operator.hook._rate_limiter.acquire = dying  # type: ignore[method-assign]
-        with pytest.raises(RuntimeError, match="killed"):
+        with mortal_batch() as die, pytest.raises(RuntimeError, match="killed"):
             await batch.attempt(operator)
         assert {result["status"] for result in await batch.attempt()} == {"completed"}
         assert set(batch.posts().values()) == {1}
@@ -116,11 +115,11 @@ def test_the_error_of_an_interrupted_submission_says_that_it_may_have_been_paid_
         operator = batch.operator()
         generate = operator.hook.generate
 
-        def dying(prompt: str, *, before_send: Callable[[], None], submission: SubmissionId | None) -> str:
+        def dying(prompt: str, *, before_send: Callable[[], None], **options: Any) -> str:
             if batch.posts()[prompt] == ("fail" in prompt):
                 before_send()
                 raise Killed
-            return generate(prompt, before_send=before_send, submission=submission)
+            return generate(prompt, before_send=before_send, **options)
 
         unharmed = batch.operator
         operator.hook.generate = dying  # type: ignore[method-assign]

@@ -20,14 +20,12 @@ from airflow_provider_whisul.exceptions import (
     WhisulStateError,
     WhisulStateUnreadableError,
 )
-from airflow_provider_whisul.ledger.submission_id import SubmissionId
-from airflow_provider_whisul.ledger.submitting import Submitting
 from airflow_provider_whisul.operators import whisul_batch
-from airflow_provider_whisul.operators.whisul_batch import WhisulGenerateBatchOperator
 from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions
-from airflow_provider_whisul.state.batch_state import BatchHead, BatchState
+from airflow_provider_whisul.state.batch_head import BatchHead
+from airflow_provider_whisul.state.batch_state import BatchState
 from tests.integration.operators.batch_task import BatchTask, MakeBatch, Simulate, numbered_prompts
-from tests.support.airflow import Deferral, Killed
+from tests.support.airflow import Deferral, Killed, mortal_batch
 from tests.support.connection import change_connection, set_extra
 from tests.support.homes import Home, fail_before_set, store_of
 from tests.support.ledger import outcomes
@@ -39,30 +37,27 @@ def simulate(simulate_at_home: Simulate) -> Simulate:
     return simulate_at_home
 
 
-def killed_at(batch: BatchTask, prompt: str, *, sent: bool) -> WhisulGenerateBatchOperator:
-    """Return an operator whose worker is killed before it has recorded the job of a prompt."""
+async def kill_at(batch: BatchTask, prompt: str, *, sent: bool) -> None:
+    """Run a try whose worker is killed before it has recorded the job of a prompt."""
     operator = batch.operator()
     generate, exchange = operator.hook.generate, operator.hook._exchange
+    with mortal_batch() as die:
 
-    def die_after_post(request: Any) -> None:
-        exchange(request)
-        raise Killed
+        def die_after_post(request: Any) -> None:
+            exchange(request)
+            die()
 
-    def die(text: str, *, before_send: Callable[[], None], submission: SubmissionId | None) -> str:
-        if text == prompt and not sent:
-            operator.hook._exchange = die_after_post  # type: ignore[method-assign, assignment]
-        job_id = generate(text, before_send=before_send, submission=submission)
-        if text == prompt:
-            raise Killed
-        return job_id
+        def generate_and_die(text: str, **options: Any) -> str:
+            if text == prompt and not sent:
+                operator.hook._exchange = die_after_post  # type: ignore[method-assign, assignment]
+            job_id = generate(text, **options)
+            if text == prompt:
+                die()
+            return job_id
 
-    operator.hook.generate = die  # type: ignore[method-assign]
-    return operator
-
-
-async def kill(batch: BatchTask, operator: WhisulGenerateBatchOperator) -> None:
-    with pytest.raises(RuntimeError, match="killed"):
-        await batch.attempt(operator)
+        operator.hook.generate = generate_and_die  # type: ignore[method-assign]
+        with pytest.raises(RuntimeError, match="killed"):
+            await batch.attempt(operator)
 
 
 class TestTheLedger:
@@ -72,7 +67,7 @@ class TestTheLedger:
     ) -> None:
         async def main(make: MakeBatch) -> None:
             batch = make(numbered_prompts(5))
-            await kill(batch, killed_at(batch, "song 3", sent=True))
+            await kill_at(batch, "song 3", sent=True)
             if edit == "moved":
                 batch.arguments["prompts"] = ["another", *numbered_prompts(5)[::-1]]
             elif edit == "cleared":
@@ -86,14 +81,11 @@ class TestTheLedger:
         assert not any("may already have been paid for" in line for line in task_log())
 
     def test_a_worker_killed_while_the_response_comes_is_an_ambiguous_submission(
-        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch, task_log: Callable[[], list[str]]
+        self, simulate: Simulate, task_log: Callable[[], list[str]]
     ) -> None:
         async def main(make: MakeBatch) -> None:
             batch = make(numbered_prompts(3))
-            with monkeypatch.context() as patch:
-                # A killed process writes nothing more.
-                patch.setattr(Submitting, "end", lambda *_: None)
-                await kill(batch, killed_at(batch, "song 1", sent=False))
+            await kill_at(batch, "song 1", sent=False)
             await batch.attempt()
             assert batch.posts() == {"song 0": 1, "song 1": 2, "song 2": 1}
 

@@ -42,7 +42,7 @@ def test_no_request_is_sent_during_the_cooldown_that_a_submission_met(simulate: 
         limited = [(one, two) for one, two in pairwise(batch.sandbox.requests) if one.status == 429]
         assert limited
         assert all(after.at - before.at >= 700 for before, after in limited)
-        assert batch.triggers[0].not_before == pytest.approx(limited[0][0].at + 700, abs=1)
+        assert batch.triggers[0].not_before == pytest.approx((limited[0][0].at + 700, 700), abs=1)
         assert batch.triggers[-1].not_before is None
 
     # Longer than a worker waits.
@@ -55,13 +55,13 @@ def test_a_cooldown_that_a_submission_met_pauses_other_triggers_too(simulate: Si
         generate = batch.operator().hook.generate
         until = batch.loop.wall() + 30
 
-        async def wait(prompt: str, not_before: float | None) -> Any:
+        async def wait(prompt: str, not_before: list[float] | None) -> Any:
             job_id = await batch.loop.run_in_executor(None, generate, prompt)
             trigger = WhisulBatchTrigger([job_id], "whisul_default", 10, until + 600, not_before=not_before)
             trigger.clock = loop_clock(batch.loop)
             return [event.payload async for event in trigger.run()]
 
-        await asyncio.gather(wait("one", until), wait("another", None))
+        await asyncio.gather(wait("one", [until, 30]), wait("another", None))
         assert min(request.at for request in batch.sandbox.requests if request.method == "GET") >= until
 
     simulate(main)

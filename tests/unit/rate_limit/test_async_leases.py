@@ -16,6 +16,7 @@ import pytest
 from airflow_provider_whisul.api.models import WhisulJob
 from airflow_provider_whisul.clock import SYSTEM_CLOCK
 from airflow_provider_whisul.exceptions import WhisulRateLimitError
+from airflow_provider_whisul.rate_limit.backoff import NotBefore
 from airflow_provider_whisul.rate_limit.limiter_store import Decide, T
 from airflow_provider_whisul.rate_limit.rate_limiter import Permit
 from tests.support.clock import NOON, VirtualLoop, loop_clock, run_virtually
@@ -33,7 +34,7 @@ def test_the_store_is_asked_only_in_a_thread() -> None:
     async def main(loop: VirtualLoop) -> None:
         account = Account(loop, store=Store(loop_clock(loop)))
         await asyncio.gather(*(account.request(name, throttled=name == "a") for name in "abc"))
-        await account.rate_limiter.pause_until(NOON + 100)
+        await account.rate_limiter.pause_until(NotBefore(NOON + 100, 100))
 
     run_virtually(main)
     assert len(threads) == 1
@@ -218,17 +219,22 @@ def test_a_changed_limit_is_taken_up_with_the_next_decision() -> None:
 
 
 def test_durations_of_jobs_are_kept_with_the_next_decision_and_cost_none_of_their_own() -> None:
-    def job(status: str, seconds: int, url: str | None = "https://cdn.whisul.test/song.mp3") -> WhisulJob:
+    def job(job_id: str, status: str, seconds: int, url: str | None = "https://cdn.whisul.test/a.mp3") -> WhisulJob:
         times = {
             "started_at": "2026-02-17T12:00:00",
             "finished_at": f"2026-02-17T12:{seconds // 60:02}:{seconds % 60:02}",
         }
-        return WhisulJob.from_json("a", {"status": status, "result": {"song_url": url}, **times})
+        return WhisulJob.from_json(job_id, {"status": status, "result": {"song_url": url}, **times})
 
     async def main(loop: VirtualLoop) -> None:
         account = Account(loop)
         # A completed job without a URL is polled again.
-        for ended in (job("completed", 61, url=None), job("completed", 61), job("completed", 90), job("failed", 70)):
+        for ended in (
+            job("a", "completed", 61, url=None),
+            job("a", "completed", 61),
+            job("b", "completed", 90),
+            job("c", "failed", 70),
+        ):
             account.rate_limiter.add_job(ended)
         assert account.store.updates == 0
         await account.request("a")

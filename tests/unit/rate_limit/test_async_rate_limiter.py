@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from airflow_provider_whisul import metrics
 from airflow_provider_whisul.exceptions import WhisulRateLimitError
 from airflow_provider_whisul.polling import last_poll_max_wait
+from airflow_provider_whisul.rate_limit.backoff import NotBefore
 from airflow_provider_whisul.rate_limit.block import PROBE_TIMEOUT
 from airflow_provider_whisul.rate_limit.throttle import INITIAL_RATE
 from airflow_provider_whisul.sandbox.state import RateLimit
@@ -265,10 +266,11 @@ def test_on_response_returns_a_cooldown_only_after_a_429(throttled: bool | None,
 # --- a 429 that a worker has met
 
 
-def test_after_pause_until_one_probe_is_sent_at_that_time() -> None:
+@pytest.mark.parametrize("clock_ahead", [0, 7200], ids=["", "of a worker whose clock is ahead"])
+def test_after_pause_until_one_probe_is_sent_at_that_time(clock_ahead: float) -> None:
     async def main(loop: VirtualLoop) -> None:
         account = Account(loop)
-        await account.rate_limiter.pause_until(NOON + 30)
+        await account.rate_limiter.pause_until(NotBefore(NOON + clock_ahead + 30, 30))
         probe, other = account.start("a", takes=2), account.start("b")
         await asyncio.wait([probe, other])
         assert account.sent == [(30, "a"), (32, "b")]
@@ -280,7 +282,7 @@ def test_after_pause_until_one_probe_is_sent_at_that_time() -> None:
 def test_pause_until_a_past_time_changes_nothing(not_before: float) -> None:
     async def main(loop: VirtualLoop) -> None:
         account = Account(loop)
-        await account.rate_limiter.pause_until(not_before)
+        await account.rate_limiter.pause_until(NotBefore(not_before, 60))
         assert not account.blocked
         await account.request("a")
         assert account.times == [0]
@@ -295,8 +297,8 @@ def test_pause_until_lengthens_a_block_that_is_there_and_begins_none() -> None:
         account = Account(loop)
         await account.request("a", throttled=True)
         step = account.limiter.block.step
-        await account.rate_limiter.pause_until(NOON + 30)
-        await account.rate_limiter.pause_until(NOON + 10)
+        await account.rate_limiter.pause_until(NotBefore(NOON + 30, 60))
+        await account.rate_limiter.pause_until(NotBefore(NOON + 10, 60))
         assert account.limiter.block.step == step
         await account.request("b")
         assert account.times == [0, 30]

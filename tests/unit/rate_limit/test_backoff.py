@@ -61,9 +61,9 @@ def test_six_attempts_use_each_step_of_the_backoff_schedule_once() -> None:
 
 
 def test_only_a_block_forbids_the_next_request_for_a_time() -> None:
-    assert throttled_until(WhisulRateLimitError("m", http_status=429), 1000.0) == 1005
-    assert throttled_until(WhisulRateLimitError("m", http_status=429, retry_after=30.0), 1000.0) == 1030
-    assert throttled_until(WhisulRateLimitError("m", cooldown=40.0), 1000.0) == 1040
+    assert throttled_until(WhisulRateLimitError("m", http_status=429), 1000.0) == (1005, 5)
+    assert throttled_until(WhisulRateLimitError("m", http_status=429, retry_after=30.0), 1000.0) == (1030, 30)
+    assert throttled_until(WhisulRateLimitError("m", cooldown=40.0), 1000.0) == (1040, 40)
     # The rate limiter has refused it for the rate alone.
     assert throttled_until(WhisulRateLimitError("m"), 1000.0) is None
     assert throttled_until(WhisulServerError("m"), 1000.0) is None

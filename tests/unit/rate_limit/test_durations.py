@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_whisul.rate_limit.durations import (
+    LATEST_JOBS,
     MAX_DURATION,
     MAX_DURATIONS,
     MAX_FIRST_POLL_AGE,
@@ -33,6 +34,17 @@ def test_the_latest_durations_are_kept_in_whole_seconds_rounded_down() -> None:
 @pytest.mark.parametrize("nonsense", [-1, -3600.0, MAX_DURATION + 1, 86_400, float("inf"), float("nan")])
 def test_a_duration_that_no_clock_can_have_measured_rightly_is_left_out(nonsense: float) -> None:
     assert learnt(100, nonsense, 0, MAX_DURATION).seconds == [100, 0, int(MAX_DURATION)]
+
+
+def test_a_job_counts_once_while_it_is_one_of_the_latest() -> None:
+    durations = Durations()
+    for number in range(LATEST_JOBS + 1):
+        for _ in range(2):
+            durations.add_job(f"job {number}", number)
+    assert durations.seconds == list(range(LATEST_JOBS + 1))
+    assert len(durations.jobs) == LATEST_JOBS
+    durations.add_job("job 0", 7)
+    assert durations.seconds[-1] == 7
 
 
 # --- the age of the first poll

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from airflow_provider_whisul.api.messages import MAX_RETRY_AFTER
+from airflow_provider_whisul.rate_limit.limiter_client import CHECK_INTERVAL
 from airflow_provider_whisul.rate_limit.rate_limiter import (
     LEASE_SECONDS,
     LEFTOVER_LEASE,
@@ -251,3 +252,22 @@ def test_times_of_submissions_and_polls_that_a_reset_clock_left_ahead_delay_noth
     assert delay <= 0.1 + 1e-6
     assert limiter.submissions_until <= NOW + SUBMISSIONS_PRESS_FOR
     assert math.isfinite(limiter.last_poll_at)
+
+
+def test_a_submission_that_is_refused_changes_nothing_shortly_after_another_one() -> None:
+    limiter = RateLimiter(0.5)
+    lease_of(limiter.acquire(NOW, "submission"))
+    wait_of(limiter.acquire(NOW + 0.6, "submission"))
+    known = limiter.as_dict()
+    # Hundreds of processes that wait would each write, and get in each other's way.
+    wait_of(limiter.acquire(NOW + 0.9, "submission"))
+    assert limiter.as_dict() == known
+
+
+def test_submissions_press_without_a_break_while_one_asks_every_second() -> None:
+    limiter = RateLimiter(0.01)
+    lease_of(limiter.acquire(NOW, "submission"))
+    for number in range(1, 30):
+        now = NOW + CHECK_INTERVAL * number
+        assert limiter.submissions_until > now
+        wait_of(limiter.acquire(now, "submission"))

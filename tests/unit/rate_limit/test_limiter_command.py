@@ -125,6 +125,29 @@ def test_the_status_of_a_blocked_key(output: Output) -> None:
     assert "A probe has been sent, and has no response yet.\n" in output("status")
 
 
+def test_the_status_of_a_key_whose_limit_is_used_up_until_it_is_reset(output: Output) -> None:
+    def be_asked_to_wait(limiter: RateLimiter, now: float) -> None:
+        limiter.acquire(now, "poll")
+        limiter.on_response(now, limiter.last_request, throttled=False, retry_after=40)
+
+    FileStore(SETTINGS).update(be_asked_to_wait)
+    now = time.time()
+    text = output("status")
+    assert any(
+        f"Block: none. Nothing is sent before {utc(now - late + 40)}, since a response has asked to wait.\n" in text
+        for late in (0, 1)
+    )
+    value = json.loads(output("status", "--json"))
+    assert (value["blocked"], value["block_began"]) == (False, None)
+    assert value["not_before"] == pytest.approx(now + 40, abs=2)
+
+
+def test_a_wait_that_is_over_is_not_told(output: Output) -> None:
+    FileStore(SETTINGS).update(lambda limiter, now: limiter.block.wait(now - 50, 40))
+    assert "Block: none.\n" in output("status")
+    assert json.loads(output("status", "--json"))["not_before"] is None
+
+
 def test_a_limit_that_the_user_has_just_set_is_the_rate(output: Output, set_connection: SetConnection) -> None:
     set_connection(max_requests_per_second=3)
     assert "Rate: 3 requests per second." in output("status")

@@ -287,6 +287,15 @@ def test_the_duration_of_a_job_is_kept_at_once(store: CountingStore, clock: Fake
     assert store.limiter.durations.seconds == [90]
 
 
+def test_a_job_that_is_polled_again_after_its_end_counts_once(store: CountingStore, clock: FakeClock) -> None:
+    times = {"started_at": "2026-02-17T12:00:00", "finished_at": "2026-02-17T12:01:30"}
+    for job_id in ("a", "b", "a"):
+        # Each in another process.
+        for _ in range(2):
+            worker(store, clock).add_job(WhisulJob.from_json(job_id, {"status": "failed", **times}))
+    assert store.limiter.durations.seconds == [90, 90]
+
+
 def test_only_a_wait_for_the_rate_limiter_is_measured(
     store: CountingStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

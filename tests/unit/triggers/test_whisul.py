@@ -23,7 +23,7 @@ def test_the_trigger_is_recreated_from_its_serialised_arguments() -> None:
         10,
         1_771_329_600.0,
         "execution_timeout",
-        1_771_329_000.0,
+        [1_771_329_000.0, 60.0],
         1_771_328_900.0,
         "nightly",
     ).serialize()
@@ -34,7 +34,7 @@ def test_the_trigger_is_recreated_from_its_serialised_arguments() -> None:
         "poll_interval": 10,
         "deadline": 1_771_329_600.0,
         "deadline_source": "execution_timeout",
-        "not_before": 1_771_329_000.0,
+        "not_before": [1_771_329_000.0, 60.0],
         "submitted_at": 1_771_328_900.0,
         "dag_id": "nightly",
     }

@@ -23,7 +23,7 @@ from airflow_provider_whisul.operators.whisul import WhisulGenerateOperator
 from airflow_provider_whisul.operators.whisul_batch import WhisulGenerateBatchOperator
 from airflow_provider_whisul.state.song_state import SongState, Submission
 
-#: ``next song``: a batch is about to submit its second song. ``before POST``: the intent is recorded. ``response``: the
+#: ``next song``: a batch is about to submit another song. ``before POST``: the intent is recorded. ``response``: the
 #: response has come, and is not in the ledger yet. ``in ledger``: it is there, and not in the task's record yet.
 Moment = Literal[
     "next song", "before POST", "response", "in ledger", "recorded", "polled", "resumed", "delivered", "never"
@@ -33,8 +33,8 @@ AIRFLOW_IS_3_0 = version("apache-airflow").startswith("3.0.")
 
 KILLS = Path(os.environ["AIRFLOW_HOME"], "kills.jsonl")
 
-#: A batch dies at the submission of its second song.
-BATCH_SONGS, FATAL_SONG = 3, 2
+#: At which submission a batch dies. At its third one only the ledger has the job of its second song.
+BATCH_SONGS, SECOND, THIRD = 3, 2, 3
 
 
 class MortalTask:
@@ -98,10 +98,10 @@ class MortalOperator(MortalTask, WhisulGenerateOperator):
 
 
 class MortalBatchOperator(MortalTask, WhisulGenerateBatchOperator):
-    def __init__(self, *, dies: Moment, **kwargs: Any) -> None:
+    def __init__(self, *, dies: Moment, fatal_submission: int = SECOND, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.dies = dies
-        self.fatal_submission = FATAL_SONG
+        self.fatal_submission = fatal_submission
 
     def execute(self, context: Context) -> Any:
         self.begin(context)
@@ -121,6 +121,7 @@ class MortalHook(WhisulHook):
         prompt: str,
         *,
         before_send: Callable[[], None] | None = None,
+        before_wait: Callable[[], None] | None = None,
         submission: SubmissionId | None = None,
     ) -> str:
         self._submissions += 1
@@ -131,7 +132,7 @@ class MortalHook(WhisulHook):
                 before_send()
             self._reach("before POST")
 
-        job_id = super().generate(prompt, before_send=record_intent, submission=submission)
+        job_id = super().generate(prompt, before_send=record_intent, before_wait=before_wait, submission=submission)
         self._reach("in ledger")
         return job_id
 
@@ -194,7 +195,7 @@ with DAG("whisul_crashes", **OPTIONS):
     song("polling_on_worker", "polled", deferrable=False)
     song("delivered_on_worker", "delivered", deferrable=False)
     song("not_waiting", "recorded", wait_for_completion=False)
-    batch("batch_submitting", "next song")
+    batch("batch_submitting", "next song", fatal_submission=THIRD)
     batch("batch_in_ledger", "in ledger")
     batch("batch_resuming", "resumed")
     batch("batch_delivered", "delivered")
