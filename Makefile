@@ -27,6 +27,16 @@ INSTALL_INPUTS := pyproject.toml dev/make_venv.sh dev/find_python.sh
 # take minutes.
 PLAIN := not browser and not s3 and not cluster and not crash
 
+# What the two parts of the tests cover is added up.
+COVERAGE := --cov --cov-report= --cov-fail-under=0
+
+# What differs least between the Airflows that are neither the oldest nor the newest one.
+OF_NO_VERSION := $(addprefix --ignore=tests/integration/,campaign hooks ledger) \
+	--ignore-glob='tests/integration/operators/test_whisul_batch_[!o]*.py' --ignore-glob='tests/integration/storage/test_[!a]*.py'
+
+# What test-lowest runs, which is on the oldest one too.
+OF_LOWEST := $(addprefix --ignore=tests/integration/,hooks ledger storage)
+
 # Each suite leaves a report of its target's name, which dev/ci_summary.py reads.
 REPORTS := reports
 PYTEST = -m pytest --junit-xml=$(REPORTS)/$@.xml
@@ -41,8 +51,8 @@ SUITES := test-py3.13 $(foreach version,$(OTHERS),test-$(version) crash-$(versio
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo airflow test test-quick test-e2e crash crash-s3 crash-all test-all test-others test-lowest \
-	test-pythons test-cluster test-s3 test-browser test-browser-all check lint scan format docs pacing bench \
+.PHONY: help demo airflow test test-quick test-unit test-integration test-e2e crash crash-s3 crash-all test-all \
+	test-others test-lowest test-pythons test-cluster test-s3 test-browser test-browser-all check lint scan format docs pacing bench \
 	bench-storing bench-airflow suites chromium clean \
 	$(addprefix test-,$(OTHERS)) $(addprefix crash-,$(OTHERS)) $(addprefix test-py,$(PYTHONS)) \
 	$(addprefix test-browser-,$(WITH_TABS))
@@ -62,13 +72,20 @@ airflow: .venv/installed ## Run Airflow and the sandbox until Ctrl-C, to use the
 check: .venv/installed ## Lint, types and the tests of one source or test file, in seconds: make check FILE=path
 	@$(BIN)/python -m dev.check $(FILE)
 
-# A real Airflow mostly waits, so the other tests run beside two of them. The `+` shows their progress at once, while the
-# output of test-e2e and crash is held back until they have ended.
+# A real Airflow mostly waits, so the other tests run beside two of them, in two parts. The `+` shows the progress of one of
+# these at once, while the output of the other suites is held back until they have ended.
 test: lint ## Lint, types and all tests on the newest Airflow, with coverage (7 to 11 minutes)
-	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target LIVE=+ test-quick crash test-e2e
+	@rm -f .coverage .coverage.*
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target LIVE=+ test-integration crash test-e2e test-unit
+	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
-test-quick: .venv/installed ## All tests but those that start a real Airflow, with coverage
-	$(LIVE)$(BIN)/python $(PYTEST) -m "not e2e and $(PLAIN)" --cov --cov-report=term
+test-quick: test-unit test-integration ## All tests but those that start a real Airflow
+
+test-unit: .venv/installed ## The tests of single modules
+	COVERAGE_FILE=.coverage.unit $(BIN)/python $(PYTEST) -m "$(PLAIN)" $(COVERAGE) tests/unit
+
+test-integration: .venv/installed ## The tests in this process with Airflow, and with a sandbox over HTTP
+	$(LIVE)COVERAGE_FILE=.coverage.integration $(BIN)/python $(PYTEST) -m "$(PLAIN)" $(COVERAGE) tests/integration
 
 test-e2e: .venv/installed ## The tests that start a real Airflow, but for the crashes
 	$(BIN)/python $(PYTEST) -m "e2e and not crash"
@@ -92,28 +109,30 @@ test-others: $(addprefix test-,$(OTHERS)) ## The tests that touch Airflow on eve
 $(addprefix test-,$(OTHERS)) $(addprefix test-py,$(PYTHONS)) test-lowest: export WHISUL_CAMPAIGN_SEEDS ?= 2
 
 $(addprefix test-,$(OTHERS)): test-%: .venvs/%/installed
-	.venvs/$*/bin/python $(PYTEST) -m "airflow and not crash"
+	.venvs/$*/bin/python $(PYTEST) -m "airflow and not crash" $(if $(filter $*,$(OLDEST)),$(OF_LOWEST),$(OF_NO_VERSION))
 
 # Lowest are the dependencies that pyproject.toml names, beside the oldest Airflow; all else is as in its constraints.
-# The tests of the HTTP clients that do not touch Airflow come with it.
-test-lowest: .venvs/lowest/installed ## What touches Airflow or the HTTP clients, with the lowest versions that are allowed
-	.venvs/lowest/bin/python $(PYTEST) -m "not e2e and $(PLAIN)" tests/integration tests/unit/api tests/unit/storage
+# The tests of what uses them: the HTTP clients, Redis and the object stores.
+test-lowest: .venvs/lowest/installed ## The HTTP clients, Redis and the stores, with the lowest versions that are allowed
+	.venvs/lowest/bin/python $(PYTEST) -m "not e2e and $(PLAIN)" $(addprefix tests/integration/,hooks ledger storage triggers) \
+		tests/unit/api tests/unit/rate_limit/test_redis_store.py tests/unit/storage
 
-test-pythons: $(addprefix test-py,$(PYTHONS)) ## On Python 3.12 the tests that do not touch Airflow, on 3.13 all but the crashes
+test-pythons: $(addprefix test-py,$(PYTHONS)) ## The tests that do not touch Airflow on each Python, on 3.13 also a real Airflow
 
 test-py3.12: .venvs/$(NEWEST)-py3.12/installed
 	.venvs/$(NEWEST)-py3.12/bin/python $(PYTEST) -m "not airflow and $(PLAIN)"
 
 test-py3.13: .venvs/$(NEWEST)-py3.13/installed
-	.venvs/$(NEWEST)-py3.13/bin/python $(PYTEST) -m "$(PLAIN)"
+	.venvs/$(NEWEST)-py3.13/bin/python $(PYTEST) -m "(not airflow or e2e) and $(PLAIN)"
 
 test-browser: .venv/browser chromium ## The Tracks tab in Chromium, on the newest Airflow
 	$(BIN)/python $(PYTEST) -m browser
 
 test-browser-all: test-browser $(addprefix test-browser-,$(WITH_TABS)) ## The Tracks tab on every Airflow that has it
 
+# The player and the filters are the page's own: they ask Airflow for nothing.
 $(addprefix test-browser-,$(WITH_TABS)): test-browser-%: .venvs/%/browser chromium
-	.venvs/$*/bin/python $(PYTEST) -m browser
+	.venvs/$*/bin/python $(PYTEST) -m browser $(addprefix --ignore=tests/browser/test_tracks_,player.py filters.py)
 
 test-s3: .venvs/s3/installed ## Store songs in S3, with boto, at moto's server
 	.venvs/s3/bin/python $(PYTEST) -m s3 --ignore tests/s3/test_crashes_with_s3.py

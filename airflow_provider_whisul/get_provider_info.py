@@ -60,12 +60,24 @@ CONFIG: dict[str, Any] = {
         "options": {
             "tracks_tab": {
                 "description": (
-                    "Whether Airflow's UI (3.1 and later) has the Tracks tab. The API server reads it when it starts."
+                    "Whether Airflow's UI (3.1 and later) has the Tracks tab and the page Songs. The API server reads "
+                    "it when it starts."
                 ),
                 "version_added": None,
                 "type": "boolean",
                 "example": None,
                 "default": "True",
+            },
+            "stored_songs_url": {
+                "description": (
+                    "Where browsers can reach the folders that WhisulToObjectStorageOperator stores songs in: a JSON "
+                    "object of folders (without a connection) and their http(s) URLs, which need no login. The Tracks "
+                    "tab plays a stored song from there where Whisul's own URL of it no longer works. Workers read it."
+                ),
+                "version_added": None,
+                "type": "string",
+                "example": '{"s3://bucket/songs": "https://songs.example.com"}',
+                "default": None,
             },
             "state_path": {
                 "description": (
@@ -124,6 +136,10 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_provider_whisul.operators.whisul_batch",
                 ],
             }
+        ],
+        "task-decorators": [
+            {"name": "whisul", "class-name": "airflow_provider_whisul.decorators.whisul.whisul_task"},
+            {"name": "whisul_batch", "class-name": "airflow_provider_whisul.decorators.whisul_batch.whisul_batch_task"},
         ],
         "sensors": [{"integration-name": _NAME, "python-modules": ["airflow_provider_whisul.sensors.whisul"]}],
         "triggers": [

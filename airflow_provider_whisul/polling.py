@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal
 
+from airflow_provider_whisul.api.messages import job_request
 from airflow_provider_whisul.api.models import PollResult, describe_job
 from airflow_provider_whisul.clock import utc
 from airflow_provider_whisul.exceptions import (
@@ -316,7 +317,7 @@ class JobPoller:
         )
 
 
-def last_poll_max_wait(jobs: int, source: DeadlineSource) -> float:
+def last_poll_max_wait(jobs: int, source: DeadlineSource, *, on_worker: bool = False) -> float:
     """
     Return the seconds after the deadline for which the last polls of some jobs wait for the rate limiter's permission.
 
@@ -324,8 +325,9 @@ def last_poll_max_wait(jobs: int, source: DeadlineSource) -> float:
 
     :param jobs: How many jobs are waited for together.
     :param source: What the deadline comes from.
+    :param on_worker: Whether a worker waits for them, whose task Airflow ends at the execution_timeout.
     """
-    if source == "execution_timeout" and ENDS_DEFERRAL_AT_EXECUTION_TIMEOUT:
+    if source == "execution_timeout" and (on_worker or ENDS_DEFERRAL_AT_EXECUTION_TIMEOUT):
         return LAST_POLL_MAX_WAIT
     return min(max(LAST_POLL_MAX_WAIT, jobs * LAST_POLL_SECONDS_PER_JOB), FRAMEWORK_TIMEOUT_MARGIN - 60)
 
@@ -359,6 +361,27 @@ def check_timeout(value: float | timedelta) -> float:
     if not 0 < seconds <= MAX_SECONDS:
         raise ValueError(f"timeout is {seconds:g} s; it must be a positive number of seconds.")
     return seconds
+
+
+def start_polling(
+    job_id: str, poll_interval: float, timeout: float, submitted_at: float | None, now: float
+) -> JobPoller:
+    """
+    Return what a caller of a hook waits for a job with, and log that it does.
+
+    :param job_id: The job's id.
+    :param poll_interval: Seconds between two polls.
+    :param timeout: Seconds to wait at most.
+    :param submitted_at: When the job was submitted, in Unix seconds; None for unknown.
+    :param now: Unix seconds.
+    :raises ValueError: The interval is under 5 s, or the timeout no positive number.
+    :raises WhisulInvalidInputError: The id cannot be a job's.
+    """
+    poll_interval, deadline = check_poll_interval(poll_interval, "poll_interval"), now + check_timeout(timeout)
+    # Refuses an id that cannot be one, before the log repeats it.
+    job_request(job_id)
+    log.info("Polling Whisul job %s every %g s, until %s at most", job_id, poll_interval, utc(deadline))
+    return JobPoller(job_id, poll_interval, deadline, submitted_at=submitted_at)
 
 
 def _in_seconds(value: float | timedelta) -> float:

@@ -42,8 +42,16 @@ else:
 #: Whether Airflow has retry policies.
 HAS_RETRY_POLICY = RetryPolicy is not object
 
+#: Whether a task can say which partitions of an asset it has made.
+HAS_ASSET_PARTITIONS = Version(__version__) >= Version("3.3")
+
 #: Whether a plugin can add a page to the UI.
 HAS_EXTERNAL_VIEWS = Version(__version__) >= Version("3.1")
+
+#: Whether a task can ask a person in the UI.
+HAS_REQUIRED_ACTIONS = Version(__version__) >= Version("3.1")
+#: Whether the function of a ``@task`` may be a coroutine.
+HAS_ASYNC_TASKS = Version(__version__) >= Version("3.2")
 
 #: Whether the UI computes an extra link each time it shows it. Later versions have the worker do it when the task ends.
 UI_COMPUTES_LINKS = Version(__version__) < Version("3.0")
@@ -141,6 +149,18 @@ def filesystem(protocol: str, conn_id: str | None) -> AbstractFileSystem:
         raise
 
 
+def task_decorator_class() -> type[Any]:
+    """Return Airflow's class of a decorated function. Imported on demand: only DAGs with such functions need it."""
+    if TYPE_CHECKING:
+        from airflow.sdk.bases.decorator import _TaskDecorator
+    else:
+        try:
+            from airflow.sdk.bases.decorator import _TaskDecorator
+        except ImportError:  # before 3.0
+            from airflow.decorators.base import _TaskDecorator
+    return _TaskDecorator
+
+
 def server_connection(conn_id: str) -> Connection:
     """
     Return an Airflow connection outside of a task, on a machine that reaches Airflow's database.
@@ -159,7 +179,10 @@ __all__ = [
     "CLEARING_EMPTIES_TASK_STATE",
     "DEFERRAL_ERRORS",
     "ENDS_DEFERRAL_AT_EXECUTION_TIMEOUT",
+    "HAS_ASSET_PARTITIONS",
+    "HAS_ASYNC_TASKS",
     "HAS_EXTERNAL_VIEWS",
+    "HAS_REQUIRED_ACTIONS",
     "HAS_RETRY_POLICY",
     "UI_COMPUTES_LINKS",
     "AirflowRescheduleException",
@@ -171,4 +194,5 @@ __all__ = [
     "is_from_earlier_try",
     "region",
     "server_connection",
+    "task_decorator_class",
 ]

@@ -41,15 +41,15 @@ for version in "$@"; do
     echo "constraints/airflow-$version.txt: $(wc -l < "constraints/airflow-$version.txt") packages"
 done
 
-# Lowest are our own dependencies, and that of the extra redis, which the suite runs with. What they need beside them is
-# free, all else is as in constraints/airflow-*.txt.
+# Lowest are our own dependencies, and those of the extras redis and openlineage, which the suite runs with. What they need
+# beside them is free, all else is as in constraints/airflow-*.txt.
 # packaging is as low as Airflow itself allows it.
 oldest=$(ls constraints | sed -n 's/^airflow-\(.*\)\.txt$/\1/p' | sort -V | head -n 1)
 sed -n -e '/^dependencies = \[/,/^\]/s/^    "\([A-Za-z0-9._-]*\)>=\([0-9.]*\).*/\1==\2/p' \
-    -e 's/^redis = \["redis>=\([0-9.]*\)"\]$/redis==\1/p' pyproject.toml |
+    -e 's/^\(redis\|openlineage\) = \["\([a-z-]*\)>=\([0-9.]*\)"\]$/\2==\3/p' pyproject.toml |
     grep -vE '^(apache-airflow|packaging)==' > "$work/lowest.txt"
 free=$(sed 's/==.*//' "$work/lowest.txt" | paste -sd '|')
-grep -vE "^($free|packaging|apache-airflow-providers-.*|aiosignal|frozenlist|multidict|propcache)==" \
+grep -vE "^($free|packaging|apache-airflow-providers-.*|openlineage-.*|aiosignal|frozenlist|multidict|propcache)==" \
     "constraints/airflow-$oldest.txt" > "$work/others.txt"
 { printf '%s\n' "apache-airflow==$oldest" hatchling editables setuptools wheel && cat "$work/lowest.txt"; } > "$work/requirements.in"
 compile 3.11 "$work/all.txt" --resolution lowest-direct --constraint "$work/others.txt"

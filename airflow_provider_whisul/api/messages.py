@@ -19,7 +19,7 @@ from typing import Literal
 
 from airflow_provider_whisul import __version__
 from airflow_provider_whisul.exceptions import WhisulInvalidInputError
-from airflow_provider_whisul.text import mask, quote
+from airflow_provider_whisul.text import mask, quote, storable
 
 #: The headers of every request, beside ``Authorization``.
 HEADERS = {"Accept": "application/json", "User-Agent": f"airflow-provider-whisul/{__version__}"}
@@ -136,7 +136,7 @@ class Response:
         return any(_OUT_OF_CREDITS.search(text) or _OUT_OF_QUOTA.search(text) for text in words)
 
     def json_object(self) -> dict[str, object] | None:
-        """Return the body's JSON object, with the key masked; None where the body is none, or broke off."""
+        """Return the body's JSON object, cleaned as by :meth:`json`; None where the body is none, or broke off."""
         data = self.json() if self.complete else None
         return data if isinstance(data, dict) else None
 
@@ -154,19 +154,27 @@ class Response:
         return self._masked(self.body.replace(b"\0", b"").decode("utf-8", "replace"))
 
     def json(self) -> object:
-        """Return the body's JSON, with the key masked; None where the body is no JSON that can be read."""
+        """
+        Return the body's JSON, None where the body is none that can be read.
+
+        The key is masked in it, and a database can hold it: a number that is none (NaN, infinity) is None.
+        """
         try:
-            return self._without_key(json.loads(self.body))
+            return self._cleaned(json.loads(self.body))
         except (ValueError, RecursionError):
             return None
 
-    def _without_key(self, value: object) -> object:
+    def _cleaned(self, value: object) -> object:
         if isinstance(value, str):
-            return self._masked(value)
+            return storable(self._masked(value))
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
         if isinstance(value, list):
-            return [self._without_key(item) for item in value]
+            return [self._cleaned(item) for item in value]
         if isinstance(value, dict):
-            return {key: self._without_key(item) for key, item in value.items()}
+            # Masking takes its time, and no field that is known by its name holds the key there.
+            names = (storable(self._masked(name) if self.api_key in name else name) for name in value)
+            return dict(zip(names, map(self._cleaned, value.values()), strict=True))
         return value
 
     def _masked(self, text: str) -> str:

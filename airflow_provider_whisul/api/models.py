@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal, TypedDict
 
@@ -59,6 +59,9 @@ class WhisulJob:
     :param error: Why the job failed, None unless it failed and the API gives a reason.
     :param started_at: When the job started, UTC.
     :param finished_at: When the job ended, UTC; None while it runs.
+    :param raw: The JSON object of the response, also with fields that are not documented. The API key is masked in it,
+        and a database can hold it. Nothing else of it is checked. It is at most as large as a response that is read
+        (1 MiB), and in no message, log, event or XCom of this provider.
     """
 
     job_id: str
@@ -68,6 +71,7 @@ class WhisulJob:
     error: str | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    raw: Mapping[str, object] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_json(cls, job_id: str, data: Mapping[str, object]) -> WhisulJob:
@@ -75,7 +79,7 @@ class WhisulJob:
         Return the job that a response body describes.
 
         :param job_id: The job that was polled.
-        :param data: The body.
+        :param data: The body, as :meth:`~airflow_provider_whisul.api.messages.Response.json_object` returns it.
         :raises WhisulResponseError: The body has no status.
         """
         status = data.get("status")
@@ -100,6 +104,7 @@ class WhisulJob:
             error=_text(data.get("error")),
             started_at=_utc(data.get("started_at")),
             finished_at=_utc(data.get("finished_at")),
+            raw=data,
         )
 
     @property

@@ -24,7 +24,7 @@ from airflow_provider_whisul.api.models import PollResult, WhisulJob
 from airflow_provider_whisul.api.outcomes import check_key, read_job, read_submission, submission_error
 from airflow_provider_whisul.api.price import in_brackets
 from airflow_provider_whisul.api.transport import Exchange, connection_error, exchanging, find_ca, find_proxy
-from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock, utc
+from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_whisul.exceptions import WhisulError, WhisulJobNotFoundError
 from airflow_provider_whisul.get_provider_info import CONN_FIELDS, UI_FIELD_BEHAVIOUR
 from airflow_provider_whisul.hooks.bounded_session import bounded_session, read_body
@@ -33,13 +33,7 @@ from airflow_provider_whisul.ledger.entries import Entry, Outcome
 from airflow_provider_whisul.ledger.outcomes import OutcomeRecorder, outcome_of_job
 from airflow_provider_whisul.ledger.submission_id import SubmissionId
 from airflow_provider_whisul.ledger.submitting import AlreadySubmitted, Submitting
-from airflow_provider_whisul.polling import (
-    DEFAULT_POLL_INTERVAL,
-    DEFAULT_TIMEOUT,
-    JobPoller,
-    check_poll_interval,
-    check_timeout,
-)
+from airflow_provider_whisul.polling import DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, start_polling
 from airflow_provider_whisul.rate_limit.backoff import MAX_WORKER_ATTEMPTS, MAX_WORKER_WAIT
 from airflow_provider_whisul.rate_limit.store_choice import find_redis, limiter_store
 from airflow_provider_whisul.rate_limit.worker_rate_limiter import WorkerRateLimiter
@@ -77,7 +71,9 @@ class WhisulHook(BaseHook):
         super().__init__()
         self.whisul_conn_id = whisul_conn_id
         self.clock = clock
-        self._last_response_at, self._submitted_at = 0.0, dict[str, float]()
+        #: When this hook submitted each of its jobs, in Unix seconds.
+        self.submitted_at: dict[str, float] = {}
+        self._last_response_at = 0.0
         self._outcomes = OutcomeRecorder(clock)
 
     @classmethod
@@ -166,7 +162,7 @@ class WhisulHook(BaseHook):
                 self.log.error("Whisul's response to the refused request: %s", quote(response.text()))
             job_id = read_submission(response)
             entry.accept(job_id)
-            self._submitted_at[job_id] = self._last_response_at
+            self.submitted_at[job_id] = self._last_response_at
             return job_id
 
         try:
@@ -262,12 +258,8 @@ class WhisulHook(BaseHook):
         :raises WhisulJobNotFoundError: Whisul has not found the job for a minute.
         :raises WhisulError: As :meth:`get_job`; a transient error only after 20 of them since the last response.
         """
-        poll_interval = check_poll_interval(poll_interval, "poll_interval")
-        poller = JobPoller(job_id, poll_interval, self.clock.time() + check_timeout(timeout))
-        poller.submitted_at = self._submitted_at.get(job_id) if submitted_at is None else submitted_at
-        # Refuses an id that cannot be one, before the log repeats it.
-        job_request(job_id)
-        self.log.info("Polling Whisul job %s every %g s, until %s at most", job_id, poll_interval, utc(poller.deadline))
+        submitted_at = self.submitted_at.get(job_id) if submitted_at is None else submitted_at
+        poller = start_polling(job_id, poll_interval, timeout, submitted_at, self.clock.time())
         next_delay: float | None = poller.until_deadline(self.clock.time(), delay) if delay else 0.0
         while next_delay is not None:
             self.clock.sleep(next_delay)

@@ -1,60 +1,53 @@
 """
-The client of the Whisul API for the triggerer, on aiohttp.
+The client of the Whisul API for an event loop, on aiohttp: for the triggerer, and for tasks on a worker that run one.
 
-It only polls, and leaves all retries to the poller. It is a module of its own so that no task process loads aiohttp.
+It polls, and leaves all retries to the poller. What it submits is submitted by
+:mod:`airflow_provider_whisul.hooks.submission_thread`. It is a module of its own so that no task process loads aiohttp
+unless it asks for it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
-from types import SimpleNamespace, TracebackType
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, ref
 
-import aiohttp
-import yarl
 from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
 from airflow.providers.common.compat.sdk import BaseHook
-from urllib3.util import make_headers
 
 from airflow_provider_whisul import metrics
 from airflow_provider_whisul.api.connection import DEFAULT_CONN_ID, ConnectionSettings, check_extra, named_connection
-from airflow_provider_whisul.api.messages import (
-    HEADERS,
-    MAX_BODY_BYTES,
-    Request,
-    Response,
-    job_request,
-)
+from airflow_provider_whisul.api.messages import Request, Response, job_request
 from airflow_provider_whisul.api.models import PollResult, WhisulJob
 from airflow_provider_whisul.api.outcomes import read_job
-from airflow_provider_whisul.api.transport import (
-    Exchange,
-    connection_error,
-    exchanging,
-    find_ca,
-    find_proxy,
-    silence,
-    tls_context,
-)
+from airflow_provider_whisul.api.transport import Exchange, connection_error, exchanging
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
-from airflow_provider_whisul.exceptions import WhisulError
-from airflow_provider_whisul.polling import JobPoller
+from airflow_provider_whisul.exceptions import WhisulError, WhisulJobFailedError, WhisulJobNotFoundError
+from airflow_provider_whisul.hooks.shared_session import SharedSession, read_body, shared_session
+from airflow_provider_whisul.polling import DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, JobPoller, start_polling
 from airflow_provider_whisul.rate_limit.async_rate_limiter import AsyncRateLimiter
 from airflow_provider_whisul.rate_limit.backoff import NotBefore
 from airflow_provider_whisul.rate_limit.poll_queue import WaitingPoll
 from airflow_provider_whisul.rate_limit.redis_connection import RedisSettings
 from airflow_provider_whisul.rate_limit.store_choice import find_redis_async, limiter_store
 
-silence("aiohttp.client")
+if TYPE_CHECKING:
+    from airflow_provider_whisul.hooks.submission_thread import SubmissionThread
+    from airflow_provider_whisul.ledger.submission_id import SubmissionId
+
+#: Returns the settings of a connection, and how to reach the Redis of its rate limiter, None for none.
+LookUp = Callable[[], tuple[ConnectionSettings, RedisSettings | None]]
 
 
 class WhisulAsyncHook(BaseHook):
     """
-    Polls jobs from the triggerer, on aiohttp, without ever blocking its event loop.
+    Talks to Whisul from an event loop without ever blocking it: polls jobs from the triggerer, on aiohttp.
+
+    Code on a worker that runs in an event loop, as an ``async`` task does, submits with it and waits too.
 
     Hooks with equal settings share one session per event loop, with its connections and its TLS context. The last of
     them to leave closes it. Hooks with one API key share one rate limiter per event loop, which shares its store with
@@ -62,21 +55,27 @@ class WhisulAsyncHook(BaseHook):
 
     :param whisul_conn_id: The Airflow connection that holds the API key.
     :param clock: Time, sleep and jitter; for tests.
+    :param look_up: Returns the settings, and how to reach the Redis of the rate limiter. None to look up the Airflow
+        connections as the triggerer does. A worker has another way.
     """
 
-    def __init__(self, whisul_conn_id: str = DEFAULT_CONN_ID, *, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self, whisul_conn_id: str = DEFAULT_CONN_ID, *, clock: Clock = SYSTEM_CLOCK, look_up: LookUp | None = None
+    ) -> None:
         super().__init__()
         self.whisul_conn_id = whisul_conn_id
         self.clock = clock
+        self._look_up = look_up
         self._settings: ConnectionSettings | None = None
         # That of the settings, and the event loop that both are for.
         self._rate_limiter: AsyncRateLimiter
         self._loop: ref[asyncio.AbstractEventLoop] | None = None
         self._stack = AsyncExitStack()
         self._entered = False
+        self._submissions: SubmissionThread | None = None
 
     async def __aenter__(self) -> WhisulAsyncHook:
-        await self._stack.enter_async_context(_shared_session(await self.settings()))
+        await self._stack.enter_async_context(shared_session(await self.settings()))
         self._entered = True
         return self
 
@@ -99,6 +98,12 @@ class WhisulAsyncHook(BaseHook):
         return self._settings
 
     async def _read_settings(self) -> ConnectionSettings:
+        # A worker's way blocks the loop, which serves nobody else: its look-ups must come one after the other.
+        settings, redis = self._look_up() if self._look_up else await self._look_up_in_triggerer()
+        self._rate_limiter = _shared_rate_limiter(settings, redis, self.clock)
+        return settings
+
+    async def _look_up_in_triggerer(self) -> tuple[ConnectionSettings, RedisSettings | None]:
         with named_connection(self.whisul_conn_id):
             connection = await get_async_connection(self.whisul_conn_id)
             extra = await get_async_extra_dejson(connection) if check_extra(connection.extra) else {}
@@ -110,8 +115,7 @@ class WhisulAsyncHook(BaseHook):
             password=connection.password,
             extra=extra,
         )
-        self._rate_limiter = await _shared_rate_limiter(settings, self.clock)
-        return settings
+        return settings, await find_redis_async(settings)
 
     async def _key_was_replaced(self, used: ConnectionSettings) -> bool:
         """Read the Airflow connection once more, and return whether it has another key, which is used from now on."""
@@ -127,8 +131,77 @@ class WhisulAsyncHook(BaseHook):
         self.log.info("Airflow connection %r has a new API key. Polling again with it.", self.whisul_conn_id)
         self._settings = fresh
         if self._entered:
-            await self._stack.enter_async_context(_shared_session(fresh))
+            await self._stack.enter_async_context(shared_session(fresh))
         return True
+
+    async def generate(
+        self,
+        prompt: str,
+        *,
+        before_send: Callable[[], None] | None = None,
+        submission: SubmissionId | None = None,
+    ) -> str:
+        """
+        Submit a prompt, as :meth:`WhisulHook.generate` does, for code on a worker such as an ``async`` task.
+
+        This costs credits. The submissions of one hook are made one after the other, in a thread, by the worker's
+        client: with its attempts, its rules about what may be sent again, the ledger and the ceiling of the day.
+
+        Where the caller is cancelled before the request is sent, nothing is submitted. A request that is on its way is
+        not cut off: the thread awaits its response, and the ledger and the log have the job.
+
+        :param prompt: The description of the song, in plain language.
+        :param before_send: As for :meth:`WhisulHook.generate`. It is called in the thread.
+        :param submission: What the submission is called, as for :meth:`WhisulHook.generate`.
+        :return: The job's id.
+        :raises WhisulError: As :meth:`WhisulHook.generate`.
+        """
+        thread = await self._submission_thread()
+        return await thread.generate(prompt, before_send, submission)
+
+    async def wait_for_job(
+        self,
+        job_id: str,
+        poll_interval: float = DEFAULT_POLL_INTERVAL,
+        timeout: float = DEFAULT_TIMEOUT,  # noqa: ASYNC109 - its end is an error that names the job
+        delay: float = 0.0,
+        submitted_at: float | None = None,
+    ) -> WhisulJob:
+        """
+        Wait until a job is completed, as :meth:`WhisulHook.wait_for_job` does, for code on a worker.
+
+        How the job ended is recorded in the ledger.
+
+        :param job_id: The job's id.
+        :param poll_interval: Seconds between two polls, at least 5.
+        :param timeout: Seconds to wait at most.
+        :param delay: Seconds until the first poll, or more where the job is known to be too young to be over.
+        :param submitted_at: When the job was submitted, in Unix seconds; None for unknown, or by this hook.
+        :return: The completed job. Its ``song`` is a dict, see :class:`~airflow_provider_whisul.api.models.Song`.
+        :raises ValueError: The interval is under 5 s, or the timeout no positive number.
+        :raises WhisulError: As :meth:`follow`.
+        """
+        thread, now = await self._submission_thread(), self.clock.time()
+        submitted_at = thread.submitted_at(job_id) if submitted_at is None else submitted_at
+        poller = start_polling(job_id, poll_interval, timeout, submitted_at, now)
+        try:
+            job = await self.follow(poller, poller.until_deadline(now, delay) if delay else 0.0)
+        except WhisulJobFailedError:
+            await thread.record_outcome(job_id, "failed")
+            raise
+        except WhisulJobNotFoundError:
+            await thread.record_outcome(job_id, "not_found")
+            raise
+        await thread.record_outcome(job_id, "delivered")
+        return job
+
+    async def _submission_thread(self) -> SubmissionThread:
+        settings = await self.settings()
+        if self._submissions is None:
+            # In a thread, and not where this module is read: triggers need neither the worker's client nor the ledger.
+            create = await asyncio.to_thread(_import_submission_thread)
+            self._submissions = self._submissions or create(self.whisul_conn_id, settings, self.clock)
+        return self._submissions
 
     async def pause_until(self, not_before: NotBefore) -> None:
         """
@@ -170,7 +243,7 @@ class WhisulAsyncHook(BaseHook):
     ) -> Response:
         """Send a request once, when the rate limiter permits it."""
         rate_limiter = self._rate_limiter
-        async with _shared_session(settings) as shared:
+        async with shared_session(settings) as shared:
             permit = await rate_limiter.acquire(max_wait, poll)
             try:
                 response = await self._exchange(shared, settings, request)
@@ -181,9 +254,9 @@ class WhisulAsyncHook(BaseHook):
         metrics.response(request, response)
         return replace(response, cooldown=cooldown, conn_id=self.whisul_conn_id)
 
-    async def wait_for_job(self, poller: JobPoller, delay: float) -> WhisulJob:
+    async def follow(self, poller: JobPoller, delay: float) -> WhisulJob:
         """
-        Wait until a job is completed, polling it whenever its poller says so.
+        Poll a job whenever its poller says so, until it is completed. Triggers wait so.
 
         :param poller: The job, its poll interval and its deadline.
         :param delay: Seconds until the first poll. It waits longer where the job is known to be too young to be over.
@@ -214,7 +287,7 @@ class WhisulAsyncHook(BaseHook):
             next_delay = poller.next_delay(result, clock.time(), clock.random())
         return job
 
-    async def _exchange(self, shared: _SharedSession, settings: ConnectionSettings, request: Request) -> Response:
+    async def _exchange(self, shared: SharedSession, settings: ConnectionSettings, request: Request) -> Response:
         exchange = Exchange(request, settings)
         try:
             with exchanging(exchange):
@@ -229,7 +302,7 @@ class WhisulAsyncHook(BaseHook):
                     allow_redirects=False,
                     trace_request_ctx=exchange,
                 ) as response:
-                    body, complete = await _read_body(response)
+                    body, complete = await read_body(response)
                     return Response.from_http(
                         status=response.status,
                         headers=response.headers,
@@ -244,53 +317,10 @@ class WhisulAsyncHook(BaseHook):
         raise failure
 
 
-@dataclass
-class _SharedSession:
-    session: aiohttp.ClientSession
-    proxy: yarl.URL | None
-    proxy_headers: dict[str, str]
-    users: int = 0
+def _import_submission_thread() -> type[SubmissionThread]:
+    from airflow_provider_whisul.hooks.submission_thread import SubmissionThread
 
-
-_SHARED_SESSIONS: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[ConnectionSettings, _SharedSession]] = (
-    WeakKeyDictionary()
-)
-
-
-@asynccontextmanager
-async def _shared_session(settings: ConnectionSettings) -> AsyncIterator[_SharedSession]:
-    """Lend the event loop's one session for a connection. The last one to leave closes it."""
-    sessions = _SHARED_SESSIONS.setdefault(asyncio.get_running_loop(), {})
-    if settings not in sessions:
-        tls, proxy = await _tls_and_proxy(settings)
-        if settings not in sessions:
-            sessions[settings] = _SharedSession(_new_session(settings, tls), *_without_password(proxy))
-    shared = sessions[settings]
-    shared.users += 1
-    try:
-        yield shared
-    finally:
-        shared.users -= 1
-        if not shared.users:
-            del sessions[settings]
-            await shared.session.close()
-
-
-_LOADING: WeakKeyDictionary[
-    asyncio.AbstractEventLoop, dict[ConnectionSettings, asyncio.Task[tuple[ssl.SSLContext | bool, str | None]]]
-] = WeakKeyDictionary()
-
-
-async def _tls_and_proxy(settings: ConnectionSettings) -> tuple[ssl.SSLContext | bool, str | None]:
-    """Return the TLS context and the proxy, loaded once for all that ask at the same time."""
-    loading = _LOADING.setdefault(asyncio.get_running_loop(), {})
-    if settings not in loading:
-        # Reading CA files takes tens of milliseconds, which no other trigger should have to wait out.
-        task = asyncio.ensure_future(asyncio.to_thread(lambda: (_tls_context(settings), find_proxy(settings.base_url))))
-        task.add_done_callback(lambda _: loading.pop(settings))
-        loading[settings] = task
-    # The coroutine that asked first may be cancelled; the others still need the result.
-    return await asyncio.shield(loading[settings])
+    return SubmissionThread
 
 
 # A rate limiter outlives the sessions: what it has learnt of an account's limit holds for the next job too. Where a
@@ -300,66 +330,11 @@ _RATE_LIMITERS: WeakKeyDictionary[
 ] = WeakKeyDictionary()
 
 
-async def _shared_rate_limiter(settings: ConnectionSettings, clock: Clock) -> AsyncRateLimiter:
+def _shared_rate_limiter(settings: ConnectionSettings, redis: RedisSettings | None, clock: Clock) -> AsyncRateLimiter:
     """Return the event loop's one rate limiter for an account and its store, with settings that may be newer."""
     rate_limiters = _RATE_LIMITERS.setdefault(asyncio.get_running_loop(), {})
-    redis = await find_redis_async(settings)
     key = settings.fingerprint, redis
     if key not in rate_limiters:
         rate_limiters[key] = AsyncRateLimiter(limiter_store(settings, redis, clock), settings, clock)
     rate_limiters[key].settings = settings
     return rate_limiters[key]
-
-
-def _new_session(settings: ConnectionSettings, tls: ssl.SSLContext | bool) -> aiohttp.ClientSession:
-    session = aiohttp.ClientSession(
-        headers=HEADERS,
-        timeout=aiohttp.ClientTimeout(total=settings.timeout),
-        # Longer than the usual poll interval, so that a single job's polls share a connection too.
-        connector=aiohttp.TCPConnector(ssl=tls, keepalive_timeout=60),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        trace_configs=[_note_what_is_sent()],
-    )
-    # By itself aiohttp would send a GET again at once when its connection broke: two polls in one moment.
-    session._retry_connection = False
-    return session
-
-
-def _note_what_is_sent() -> aiohttp.TraceConfig:
-    """Return what sets :attr:`Exchange.sent` just before the first byte of a request is written."""
-
-    async def on_headers(_: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
-        context.trace_request_ctx.sent = True
-
-    trace = aiohttp.TraceConfig()
-    trace.on_request_headers_sent.append(on_headers)
-    return trace
-
-
-def _tls_context(settings: ConnectionSettings) -> ssl.SSLContext | bool:
-    """Return what verifies the server, as requests does it."""
-    ca = find_ca(settings.verify)
-    if isinstance(ca, bool) or settings.base_url.startswith("http://"):
-        return ca is not False
-    return tls_context(ca)
-
-
-def _without_password(proxy: str | None) -> tuple[yarl.URL | None, dict[str, str]]:
-    """Return a proxy's URL without user and password, and the header that has them: aiohttp's errors name the URL."""
-    if proxy is None:
-        return None, {}
-    url = yarl.URL(proxy)
-    headers = make_headers(proxy_basic_auth=f"{url.user}:{url.password or ''}") if url.user else {}
-    return url.with_user(None), headers
-
-
-async def _read_body(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
-    body = bytearray()
-    try:
-        async for chunk in response.content.iter_any():
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                return bytes(body[:MAX_BODY_BYTES]), False
-    except (aiohttp.ClientError, TimeoutError, OSError):
-        return bytes(body), False
-    return bytes(body), True

@@ -1,13 +1,17 @@
-"""Which arguments of the operators are refused: most when the DAG file is read, a batch's prompts when it runs."""
+"""What the arguments of the operators mean that may be left out, and which are refused, and when."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
+from configparser import ConfigParser
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
-from airflow.providers.common.compat.sdk import AirflowSkipException
+from airflow.configuration import AIRFLOW_CONFIG
+from airflow.providers.common.compat.sdk import AirflowSkipException, conf
 
 from airflow_provider_whisul.api.messages import generate_request
 from airflow_provider_whisul.exceptions import WhisulInvalidInputError
@@ -21,6 +25,45 @@ ArgumentChecks = Mapping[str, Callable[[Any], Any]]
 
 #: What a batch without prompts does: fail, skip itself, or succeed with an empty list.
 OnEmpty = Literal["fail", "skip", "succeed"]
+
+
+def check_deferrable(value: bool | None) -> bool:
+    """
+    Return whether a task waits in the triggerer.
+
+    Where its author does not say, ``[operators] default_deferrable`` of Airflow's configuration does, if a user has set
+    it in ``airflow.cfg`` or in the environment. Its built-in default, False, does not count, nor does the file that
+    Airflow fills with its defaults: a wait in the triggerer holds no worker slot.
+
+    :param value: The argument.
+    :raises ValueError: It is neither a boolean nor None.
+    :raises AirflowConfigException: The configuration's value is no boolean.
+    """
+    if value is None:
+        return conf.getboolean("operators", "default_deferrable") if _default_deferrable_is_set() else True
+    if not isinstance(value, bool):
+        raise ValueError(
+            f"deferrable is {value!r}; it must be True, False, or None for what Airflow's configuration says."
+        )
+    return value
+
+
+def _default_deferrable_is_set() -> bool:
+    """Return whether a user has set ``[operators] default_deferrable``."""
+    variable = "AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE"
+    if variable in os.environ:
+        return True
+    # The configuration's own has_option finds built-in defaults too.
+    if not ConfigParser.has_option(conf, "operators", "default_deferrable"):
+        return False
+    if conf.getboolean("operators", "default_deferrable"):
+        return True
+    # Where there is no airflow.cfg Airflow writes one, with all its defaults, and above each the name of its variable.
+    try:
+        return f"# Variable: {variable}\n" not in Path(AIRFLOW_CONFIG).read_text(errors="replace")
+    except OSError:
+        # It was read from elsewhere.
+        return True
 
 
 def check_attempts(value: int) -> int:
@@ -97,7 +140,8 @@ def checked_prompts(prompts: object) -> list[str]:
     """
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
         raise WhisulInvalidInputError(
-            f"prompts must be a list of texts, not {type(prompts).__name__}. Nothing was sent."
+            f"prompts must be a list of texts, not {type(prompts).__name__}, or the name of a .prompts.jsonl file. "
+            "Nothing was sent."
         )
     for index, prompt in enumerate(prompts):
         try:
@@ -131,6 +175,7 @@ def check_not_empty(prompts: Sequence[str], on_empty: OnEmpty) -> None:
 SONG_CHECKS: ArgumentChecks = {
     "poll_interval": partial(check_poll_interval, name="poll_interval"),
     "timeout": check_timeout,
+    "deferrable": check_deferrable,
     "on_ambiguous_submit": check_on_ambiguous_submit,
     "skip_if_older_than": check_skip_if_older_than,
 }
@@ -146,4 +191,5 @@ BATCH_CHECKS: ArgumentChecks = {
 SENSOR_CHECKS: ArgumentChecks = {
     "poke_interval": partial(check_poll_interval, name="poke_interval"),
     "timeout": check_timeout,
+    "deferrable": check_deferrable,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -42,9 +43,19 @@ class WhisulTaskMixin:
         What makes no sense is refused here, when the DAG file is read. Airflow creates a mapped task's operator only
         when the task runs, so that ``__init__`` would refuse it too late.
         """
-        for name in kwargs.keys() & cls.argument_checks.keys():
-            cls.checked(name, kwargs[name])
+        cls.check_arguments(kwargs)
         return super().partial(**kwargs)  # type: ignore[misc]
+
+    @classmethod
+    def check_arguments(cls, arguments: Mapping[str, Any]) -> None:
+        """
+        Refuse arguments that make no sense.
+
+        :param arguments: Some of the task's arguments, by name.
+        :raises ValueError: One of them makes no sense.
+        """
+        for name in arguments.keys() & cls.argument_checks.keys():
+            cls.checked(name, arguments[name])
 
     @cached_property
     def hook(self) -> WhisulHook:

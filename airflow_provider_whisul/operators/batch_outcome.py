@@ -12,9 +12,11 @@ from airflow_provider_whisul.exceptions import (
     WhisulBudgetExceededError,
     WhisulError,
     WhisulJobFailedError,
+    WhisulJobNotFoundError,
     WhisulJobTimeoutError,
 )
 from airflow_provider_whisul.operators.arguments import allowed_failures
+from airflow_provider_whisul.polling import FIRST_POLL_MAX_WAIT
 from airflow_provider_whisul.state.batch_song import BatchResult
 from airflow_provider_whisul.state.batch_state import BatchState
 from airflow_provider_whisul.state.song_state import OnAmbiguousSubmit
@@ -22,6 +24,8 @@ from airflow_provider_whisul.text import count, excerpt, quote, truncate_to_sent
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_whisul.hooks.whisul import WhisulHook
 
 #: How many failed songs an error names. The task's log names all of them.
 _MAX_NAMED = 20
@@ -137,3 +141,32 @@ def retry_left(context: Context) -> bool:
     :param context: The task's context.
     """
     return context["ti"].try_number <= (context["ti"].max_tries or 0)
+
+
+def fetch_large_songs(state: BatchState, hook: WhisulHook) -> None:
+    """
+    Poll the jobs again whose data was too large to keep.
+
+    :param state: The songs. One that cannot be fetched is recorded as failed.
+    :param hook: The client.
+    :raises WhisulError: An error that every other poll would meet too.
+    """
+    failing = False
+    for index in state.with_status("completed"):
+        song = state.songs[index]
+        if song.song is not None or song.job_id is None:
+            continue
+        try:
+            # Where one song's job could not be polled in six attempts, the others get one attempt each.
+            max_wait = FIRST_POLL_MAX_WAIT if failing else None
+            song.song = hook.get_job(song.job_id, retry=not failing, max_wait=max_wait).song
+        except WhisulJobNotFoundError as error:
+            song.status, song.error = "not_found", str(error)
+            state.save([index])
+        except WhisulError as error:
+            if not error.transient:
+                raise
+            failing = True
+            # A later try polls the job again, and does not submit the song.
+            song.status, song.error = "timed_out", f"The song is completed, but could not be fetched. {error}"
+            state.save([index])

@@ -27,14 +27,22 @@ if TYPE_CHECKING:
 class WhisulDeferrableMixin(WhisulTaskMixin):
     """A task that can wait in the triggerer."""
 
+    deferrable: bool
     execution_timeout: timedelta | None
 
-    def deadline_in_triggerer(self, context: Context, deadline: float) -> tuple[float, DeadlineSource]:
+    def prepare(self, context: Context) -> None:
         """
-        Return when a wait in the triggerer ends, and by what: its own deadline, or the task's ``execution_timeout``.
+        Set the arguments that are known only when a try begins. Here all are known before.
 
-        Airflow 3 ignores the latter while a task is deferred. Airflow 2 ends the task at it, without our message, so
-        there the wait ends a little earlier.
+        :param context: The task's context.
+        """
+
+    def end_of_wait(self, context: Context, deadline: float) -> tuple[float, DeadlineSource]:
+        """
+        Return when a wait ends, and by what: its own deadline, or the task's ``execution_timeout``.
+
+        Airflow 3 ignores the latter while a task is deferred. Airflow 2 ends the task at it, and every Airflow ends a
+        task on a worker, without our message: there the wait ends a little earlier.
 
         :param context: The task's context.
         :param deadline: The wait's own deadline, in Unix seconds.
@@ -44,7 +52,7 @@ class WhisulDeferrableMixin(WhisulTaskMixin):
             started = getattr(context["ti"], "start_date", None)
             limit = self.execution_timeout.total_seconds()
             by_task = (started.timestamp() if started else self.clock.time()) + limit
-            if ENDS_DEFERRAL_AT_EXECUTION_TIMEOUT:
+            if ENDS_DEFERRAL_AT_EXECUTION_TIMEOUT or not self.deferrable:
                 by_task -= min(EXECUTION_TIMEOUT_MARGIN, limit / 10)
             if by_task < deadline:
                 return by_task, "execution_timeout"
@@ -58,22 +66,20 @@ class WhisulDeferrableMixin(WhisulTaskMixin):
 
         :param context: The task's context.
         """
-        return self.deadline_in_triggerer(context, self.clock.time() + MIN_POLL_INTERVAL)[1] == "execution_timeout"
+        return self.end_of_wait(context, self.clock.time() + MIN_POLL_INTERVAL)[1] == "execution_timeout"
 
-    def log_deferral(self, waited_for: str, deadline: float, source: DeadlineSource) -> None:
+    def log_wait(self, waited_for: str, deadline: float, source: DeadlineSource) -> None:
         """
-        Log where a task that defers waits: it says nothing more until its trigger does.
+        Log where a task waits: one that defers says nothing more until its trigger does.
 
         :param waited_for: What it waits for.
         :param deadline: When waiting ends, in Unix seconds.
         :param source: The name of the timeout.
         """
-        self.hook.log.info(
-            "Waiting for %s in the triggerer until %s at most (%s). `airflow triggerer` must run.",
-            waited_for,
-            utc(deadline),
-            source,
-        )
+        place = "in the triggerer" if self.deferrable else "on the worker"
+        needs = " `airflow triggerer` must run." if self.deferrable else ""
+        until = utc(deadline)
+        self.hook.log.info("Waiting for %s %s until %s at most (%s).%s", waited_for, place, until, source, needs)
 
     def song_of(self, event: object, job_id: str) -> Song:
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
@@ -25,6 +25,7 @@ from airflow_provider_whisul.operators.arguments import SONG_CHECKS
 from airflow_provider_whisul.operators.deferral import WhisulDeferrableMixin
 from airflow_provider_whisul.operators.job_finder import JobFinder
 from airflow_provider_whisul.operators.labels import map_index_template
+from airflow_provider_whisul.operators.lineage import LineageMixin, lineage_of_jobs
 from airflow_provider_whisul.operators.run_date import check_run_date
 from airflow_provider_whisul.operators.submission import submission_id
 from airflow_provider_whisul.polling import (
@@ -55,17 +56,19 @@ if TYPE_CHECKING:
 XCOM_JOB_ID = "job_id"
 
 
-class WhisulGenerateOperator(WhisulDeferrableMixin, BaseOperator):
+class WhisulGenerateOperator(LineageMixin, WhisulDeferrableMixin, BaseOperator):
     """
     Submits a prompt to Whisul and, if asked to, waits for the song.
 
     Each submission costs credits. Pushes the XCom ``job_id`` the moment the job exists. A later try of the task
     re-attaches to the job of an earlier one instead of submitting again.
 
-    :param prompt: The description of the song, in plain language (templated).
+    :param prompt: The description of the song, in plain language (templated). Or the name of a file that ends with
+        ``.prompt``, which holds it.
     :param whisul_conn_id: The Airflow connection that holds the API key (templated).
     :param wait_for_completion: Whether the task waits for the song, or ends when the job is accepted.
-    :param deferrable: Whether to wait in the triggerer, which holds no worker slot, or on the worker.
+    :param deferrable: Whether to wait in the triggerer, which holds no worker slot, or on the worker. None leaves it to
+        ``[operators] default_deferrable`` of Airflow's configuration where that is set, else it is the triggerer.
     :param poll_interval: Seconds (or a ``timedelta``) between two polls of the job, at least 5.
     :param timeout: Seconds (or a ``timedelta``) that one try waits for the song.
     :param durable: Whether a later try re-attaches to the job of an earlier one.
@@ -91,8 +94,12 @@ class WhisulGenerateOperator(WhisulDeferrableMixin, BaseOperator):
     :raises WhisulError: Any other error; see :mod:`airflow_provider_whisul.exceptions`.
     """
 
+    #: Whether the record has the prompt's text too, for a later try that is not told it.
+    keep_prompt: ClassVar[bool] = False
+
     argument_checks = SONG_CHECKS
     template_fields: Sequence[str] = ("prompt", "whisul_conn_id")
+    template_ext: Sequence[str] = (".prompt",)
     operator_extra_links = (WhisulSongLink(),)
     ui_color = "#e9dcf7"
 
@@ -102,7 +109,7 @@ class WhisulGenerateOperator(WhisulDeferrableMixin, BaseOperator):
         prompt: str,
         whisul_conn_id: str = DEFAULT_CONN_ID,
         wait_for_completion: bool = False,
-        deferrable: bool = True,
+        deferrable: bool | None = None,
         poll_interval: float | timedelta = DEFAULT_POLL_INTERVAL,
         timeout: float | timedelta = DEFAULT_TIMEOUT,
         durable: bool = True,
@@ -115,7 +122,7 @@ class WhisulGenerateOperator(WhisulDeferrableMixin, BaseOperator):
         self.prompt = prompt
         self.whisul_conn_id = whisul_conn_id
         self.wait_for_completion = wait_for_completion
-        self.deferrable = deferrable
+        self.deferrable = self.checked("deferrable", deferrable)
         self.poll_interval = self.checked("poll_interval", poll_interval)
         self.timeout = self.checked("timeout", timeout)
         self.durable = durable
@@ -133,9 +140,10 @@ class WhisulGenerateOperator(WhisulDeferrableMixin, BaseOperator):
     @pushes_card
     def execute(self, context: Context) -> str | Song:
         """Submit the prompt, or re-attach to the job that an earlier try submitted."""
-        # Before the record of an earlier try is read: a prompt that is refused is not a song of its own.
-        generate_request(self.prompt)
         try:
+            self.prepare(context)
+            # Before the record of an earlier try is read: a prompt that is refused is not a song of its own.
+            generate_request(self.prompt)
             state = self._state(context)
         except WhisulStateError as error:
             raise error.before_sending() from error.__cause__
@@ -146,6 +154,7 @@ class WhisulGenerateOperator(WhisulDeferrableMixin, BaseOperator):
         finally:
             push_submitted(context, state.submitted, self.hook)
         job_id = self._job_id = submission.job_id
+        self._lineage = lineage_of_jobs([(job_id, self.prompt)])
         context["ti"].xcom_push(key=XCOM_JOB_ID, value=job_id)
         if not self.wait_for_completion:
             return job_id
@@ -155,8 +164,8 @@ class WhisulGenerateOperator(WhisulDeferrableMixin, BaseOperator):
         if not self.deferrable:
             return self._wait_on_worker(state, submission)
         now = self.clock.time()
-        deadline, source = self.deadline_in_triggerer(context, now + self.timeout)
-        self.log_deferral(f"Whisul job {job_id}", deadline, source)
+        deadline, source = self.end_of_wait(context, now + self.timeout)
+        self.log_wait(f"Whisul job {job_id}", deadline, source)
         return self.defer(
             trigger=WhisulJobTrigger(
                 job_id=job_id,
@@ -197,6 +206,8 @@ class WhisulGenerateOperator(WhisulDeferrableMixin, BaseOperator):
         """
         # Airflow has rendered the prompt again, perhaps to another text, which no label or card must show.
         self.prompt = prompt or self.prompt
+        # Without the prompt, of which there is perhaps the beginning only.
+        self._lineage = lineage_of_jobs([(job_id, None)])
         try:
             song = self.song_of(event, job_id)
         except WhisulJobFailedError:
@@ -219,7 +230,7 @@ class WhisulGenerateOperator(WhisulDeferrableMixin, BaseOperator):
             self.log.warning(NOT_CANCELLED, self._job_id)
 
     def _state(self, context: Context) -> SongState:
-        return SongState.from_context(context, self.prompt, self.durable, self.account)
+        return SongState.from_context(context, self.prompt, self.durable, self.account, self.keep_prompt)
 
     def _reattach(self, context: Context, state: SongState) -> tuple[Submission, PollResult] | None:
         """Return the job of an earlier try and the result of polling it, None if there is none to re-attach to."""
@@ -319,6 +330,8 @@ class WhisulGenerateOperator(WhisulDeferrableMixin, BaseOperator):
 
     def _deliver(self, song: Song | None, record: Callable[[], None]) -> Song:
         song = cast(Song, song)
+        # The prompt as a task that stores the song has it, which knows no other.
+        self._lineage = lineage_of_jobs([(song["job_id"], song.get("prompt"))])
         self._record(record)
         self.log.info("Whisul job %s is completed: %r", song["job_id"], excerpt(song["title"] or "Untitled"))
         return song

@@ -14,17 +14,18 @@ from airflow_provider_whisul.api.price import count_songs
 from airflow_provider_whisul.exceptions import (
     WhisulConfigurationError,
     WhisulError,
-    WhisulJobNotFoundError,
     WhisulStateError,
 )
 from airflow_provider_whisul.operators.arguments import BATCH_CHECKS, OnEmpty, check_not_empty, checked_prompts
-from airflow_provider_whisul.operators.batch_outcome import BatchOutcome, retry_left
+from airflow_provider_whisul.operators.batch_outcome import BatchOutcome, fetch_large_songs, retry_left
+from airflow_provider_whisul.operators.batch_wait import BatchWait, TrySoFar
 from airflow_provider_whisul.operators.deferral import WhisulDeferrableMixin
+from airflow_provider_whisul.operators.lineage import LineageMixin, lineage_of_jobs
+from airflow_provider_whisul.operators.prompts_file import PromptsFileMixin
 from airflow_provider_whisul.operators.run_date import check_run_date
 from airflow_provider_whisul.polling import (
     DEFAULT_POLL_INTERVAL,
     DEFAULT_TIMEOUT,
-    FIRST_POLL_MAX_WAIT,
     FRAMEWORK_TIMEOUT_MARGIN,
 )
 from airflow_provider_whisul.retry_policy import set_default_retry_policy
@@ -44,14 +45,15 @@ if TYPE_CHECKING:
     from airflow_provider_whisul.operators.batch_submission import BatchSubmitter
 
 
-class WhisulGenerateBatchOperator(WhisulDeferrableMixin, BaseOperator):
+class WhisulGenerateBatchOperator(PromptsFileMixin, LineageMixin, WhisulDeferrableMixin, BaseOperator):
     """
     Generates many songs in one task: submits each prompt, and waits for all jobs with one trigger.
 
     Each submission costs credits. A later try continues where an earlier one stopped: it submits only what was not
     submitted yet and what failed.
 
-    :param prompts: The descriptions of the songs, each in plain language (templated).
+    :param prompts: The descriptions of the songs, each in plain language (templated). Or the name of a file that ends
+        with ``.prompts.jsonl``: of its lines each is a JSON string, or an object with a ``prompt``.
     :param whisul_conn_id: The Airflow connection that holds the API key (templated).
     :param attempts: How often one song may be submitted within a try of the task, where its job fails. A song whose job
         Whisul no longer finds is submitted again by a later try only, once that has polled the job again.
@@ -61,6 +63,8 @@ class WhisulGenerateBatchOperator(WhisulDeferrableMixin, BaseOperator):
     :param max_failures: How many songs may fail before the task does; a float of less than 1 is a share of the prompts.
     :param poll_interval: Seconds (or a ``timedelta``) between two polls of one job, at least 5.
     :param timeout: Seconds (or a ``timedelta``) that one try waits for songs, from its last submission on.
+    :param deferrable: Whether to wait in the triggerer, which holds no worker slot, or on the worker. None leaves it to
+        ``[operators] default_deferrable`` of Airflow's configuration where that is set, else it is the triggerer.
     :param durable: Whether a later try continues where an earlier one stopped.
     :param on_ambiguous_submit: What a later try does about a song whose submission's response was lost, so that the job
         may exist: ``"retry"`` submits it again, ``"fail"`` leaves it failed until a user clears the task.
@@ -72,7 +76,8 @@ class WhisulGenerateBatchOperator(WhisulDeferrableMixin, BaseOperator):
         ``failed``), ``song`` (as the single operator returns it, None if it failed) and ``error`` (None unless it
         failed). Where the task fails once it has begun to submit, the same list is in its XCom.
     :raises ValueError: When the DAG file is read: an argument makes no sense.
-    :raises WhisulInvalidInputError: A prompt is empty or no text, or there is none. Nothing is submitted then.
+    :raises WhisulInvalidInputError: A prompt is empty or no text, a line of the file is no prompt, or there is no
+        prompt. Nothing is submitted then.
     :raises AirflowSkipException: There is no prompt, and ``on_empty`` is ``"skip"``; or the run's date is further back
         than ``skip_if_older_than``.
     :raises WhisulUnauthorizedError: The key is not accepted; ends the task without a retry.
@@ -105,6 +110,7 @@ class WhisulGenerateBatchOperator(WhisulDeferrableMixin, BaseOperator):
         max_failures: float = 0,
         poll_interval: float | timedelta = DEFAULT_POLL_INTERVAL,
         timeout: float | timedelta = DEFAULT_TIMEOUT,
+        deferrable: bool | None = None,
         durable: bool = True,
         on_ambiguous_submit: OnAmbiguousSubmit = "retry",
         skip_if_older_than: timedelta | None = None,
@@ -120,15 +126,23 @@ class WhisulGenerateBatchOperator(WhisulDeferrableMixin, BaseOperator):
         self.max_failures = self.checked("max_failures", max_failures)
         self.poll_interval = self.checked("poll_interval", poll_interval)
         self.timeout = self.checked("timeout", timeout)
+        self.deferrable = self.checked("deferrable", deferrable)
         self.durable = durable
         self.on_ambiguous_submit = self.checked("on_ambiguous_submit", on_ambiguous_submit)
         self.skip_if_older_than = self.checked("skip_if_older_than", skip_if_older_than)
         self.on_empty = self.checked("on_empty", on_empty)
+        #: What waits on this worker, None unless something does.
+        self._trigger: WhisulBatchTrigger | None = None
 
     def execute(self, context: Context) -> list[BatchResult]:
         """Submit what is not submitted yet, and wait for all songs."""
-        prompts = checked_prompts(self.prompts)
+        self.check_file()
+        return self._wait_for_all(context, self._begin(context))
+
+    def _begin(self, context: Context) -> list[BatchResult] | BatchWait:
         try:
+            self.prepare(context)
+            prompts = checked_prompts(self.prompts)
             state = BatchState.load(prompts, self._store(context), clear_count(context), self.account())
         except WhisulStateError as error:
             raise error.before_sending() from error.__cause__
@@ -175,7 +189,7 @@ class WhisulGenerateBatchOperator(WhisulDeferrableMixin, BaseOperator):
                 "try submits, and pays for, all of %s.",
                 count(len(state.songs), "song"),
             )
-        return self._submit_and_wait(context, state, BatchCards(context, state, self.attempts))
+        return self._submit(context, state, BatchCards(context, state, self.attempts), TrySoFar())
 
     def execute_complete(
         self,
@@ -196,6 +210,30 @@ class WhisulGenerateBatchOperator(WhisulDeferrableMixin, BaseOperator):
         :param ambiguous_in_a_row: How many submissions of this try, the last ones, were ambiguous.
         :return: The songs, as :meth:`execute` returns them.
         """
+        so_far = TrySoFar(deadline, progress_logged_at, ambiguous_in_a_row)
+        return self._wait_for_all(context, self._apply(context, event, so_far))
+
+    def _wait_for_all(self, context: Context, step: list[BatchResult] | BatchWait) -> list[BatchResult]:
+        """Wait until all songs have ended: in the triggerer, after which Airflow resumes the task, or here."""
+        while isinstance(step, BatchWait):
+            if self.deferrable:
+                return self.defer(
+                    trigger=step.trigger,
+                    method_name="execute_complete",
+                    kwargs={**step.so_far._asdict(), "try_number": context["ti"].try_number},
+                    timeout=step.timeout,
+                )
+            self._trigger = step.trigger
+            try:
+                event, so_far = step.on_worker(self.hook)
+            except Exception:
+                self._keep_results(context)
+                raise
+            self._trigger = None
+            step = self._apply(context, event, so_far)
+        return step
+
+    def _apply(self, context: Context, event: object, so_far: TrySoFar) -> list[BatchResult] | BatchWait:
         chunk, error = chunk_from_event(event)
         state = self._resume(context)
         if state is None:
@@ -215,16 +253,24 @@ class WhisulGenerateBatchOperator(WhisulDeferrableMixin, BaseOperator):
         if error is not None:
             self._push_results(context, state)
             raise error
-        return self._submit_and_wait(context, state, cards, deadline, progress_logged_at, ambiguous_in_a_row)
+        return self._submit(context, state, cards, so_far)
 
     def on_deferral_error(self, error: Exception, context: Context) -> WhisulError:
         """Push partial results to XCom."""
+        self._keep_results(context)
+        outlook = "The jobs are not affected: a retry of this task waits for them again, where a record is kept."
+        return deferral_error(error, "the batch", outlook)
+
+    def on_kill(self) -> None:
+        """Log what happens to the jobs when the task is ended while it waits on the worker."""
+        if self._trigger is not None:
+            self._trigger.log_not_cancelled()
+
+    def _keep_results(self, context: Context) -> None:
         state = self._resume(context)
         if state is not None:
             BatchCards(context, state, self.attempts, resumed=True).push(ended=True)
             self._push_results(context, state)
-        outlook = "The jobs are not affected: a retry of this task waits for them again, where a record is kept."
-        return deferral_error(error, "the batch", outlook)
 
     def _resume(self, context: Context) -> BatchState | None:
         return BatchState.resume(self._store(context), clear_count(context))
@@ -249,15 +295,11 @@ class WhisulGenerateBatchOperator(WhisulDeferrableMixin, BaseOperator):
             elif song.status == "failed":
                 self.hook.record_outcome(job_id, "not_found")
 
-    def _submit_and_wait(
-        self,
-        context: Context,
-        state: BatchState,
-        cards: BatchCards,
-        deadline: float | None = None,
-        progress_logged_at: float | None = None,
-        ambiguous_in_a_row: int = 0,
-    ) -> list[BatchResult]:
+    def _submit(
+        self, context: Context, state: BatchState, cards: BatchCards, so_far: TrySoFar
+    ) -> list[BatchResult] | BatchWait:
+        """Submit what is to be submitted, and return the wait for the jobs that run, or the results if none does."""
+        deadline, progress_logged_at, ambiguous_in_a_row = so_far
         resumed = deadline is not None
         cards.push()
         too_late = resumed and self.execution_timeout_is_over(context)
@@ -283,12 +325,12 @@ class WhisulGenerateBatchOperator(WhisulDeferrableMixin, BaseOperator):
         if delivered and now - (progress_logged_at or 0.0) >= PROGRESS_SECONDS:
             progress_logged_at = now
             self.log.info("%s", progress(delivered, len(state.songs), failed))
-        ends_at, source = self.deadline_in_triggerer(context, deadline)
+        ends_at, source = self.end_of_wait(context, deadline)
         if not resumed:
-            self.log_deferral(count(len(state.with_status(*PENDING)), "Whisul job"), ends_at, source)
+            self.log_wait(count(len(state.with_status(*PENDING)), "Whisul job"), ends_at, source)
         songs, submitted_at = state.to_poll(), deadline - self.timeout
-        return self.defer(
-            trigger=WhisulBatchTrigger(
+        return BatchWait(
+            WhisulBatchTrigger(
                 job_ids=[str(song.job_id) for song in songs],
                 whisul_conn_id=self.whisul_conn_id,
                 poll_interval=self.poll_interval,
@@ -304,25 +346,22 @@ class WhisulGenerateBatchOperator(WhisulDeferrableMixin, BaseOperator):
                 dag_id=self.dag_id,
                 submitted_before=seconds_before(submitted_at, [song.submitted_at for song in songs]),
             ),
-            method_name="execute_complete",
-            kwargs={
-                "deadline": deadline,
-                "progress_logged_at": progress_logged_at,
-                "try_number": context["ti"].try_number,
-                "ambiguous_in_a_row": submissions.ambiguous_in_a_row,
-            },
-            timeout=timedelta(seconds=max(0.0, deadline - now) + FRAMEWORK_TIMEOUT_MARGIN),
+            TrySoFar(deadline, progress_logged_at, submissions.ambiguous_in_a_row),
+            timedelta(seconds=max(0.0, deadline - now) + FRAMEWORK_TIMEOUT_MARGIN),
         )
 
     def _finish(self, context: Context, state: BatchState, cards: BatchCards) -> list[BatchResult]:
         try:
-            self._fetch_large_songs(state)
+            fetch_large_songs(state, self.hook)
         except Exception:
             self._push_results(context, state)
             raise
         finally:
             cards.push(ended=True)
         results = list(state.results())
+        self._lineage = lineage_of_jobs(
+            (result["job_id"], result["prompt"]) for result in results if result["job_id"] is not None
+        )
         failed = [result for result in results if result["status"] == "failed"]
         self.log.info(
             "%d of %s delivered, %d failed; submitted %s in all tries",
@@ -352,25 +391,3 @@ class WhisulGenerateBatchOperator(WhisulDeferrableMixin, BaseOperator):
     @staticmethod
     def _push_results(context: Context, state: BatchState) -> None:
         context["ti"].xcom_push(key="return_value", value=list(state.results()))
-
-    def _fetch_large_songs(self, state: BatchState) -> None:
-        """Poll the jobs again whose data was too large to keep."""
-        failing = False
-        for index in state.with_status("completed"):
-            song = state.songs[index]
-            if song.song is not None or song.job_id is None:
-                continue
-            try:
-                # Where one song's job could not be polled in six attempts, the others get one attempt each.
-                max_wait = FIRST_POLL_MAX_WAIT if failing else None
-                song.song = self.hook.get_job(song.job_id, retry=not failing, max_wait=max_wait).song
-            except WhisulJobNotFoundError as error:
-                song.status, song.error = "not_found", str(error)
-                state.save([index])
-            except WhisulError as error:
-                if not error.transient:
-                    raise
-                failing = True
-                # A later try polls the job again, and does not submit the song.
-                song.status, song.error = "timed_out", f"The song is completed, but could not be fetched. {error}"
-                state.save([index])

@@ -35,19 +35,20 @@ class _Permits:
     """
     The permits of a lease that has begun, on the event loop's clock.
 
-    They are used evenly spaced, until the lease runs out.
+    They are used evenly spaced, until the lease runs out: also after the latest one of the lease before, which may have
+    been used late, when the store counted it as used.
     """
 
-    def __init__(self, lease: Lease, starts_at: float) -> None:
+    def __init__(self, lease: Lease, starts_at: float, latest_use: float) -> None:
         self._lease = lease
         self._ends_at = starts_at + (lease.count - 1) * lease.interval + LEASE_SECONDS
         self._used = 0
-        self._latest_use = self._use_before = -math.inf
+        self.latest_use = self._use_before = latest_use
 
     @property
     def next_at(self) -> float:
         """When the next permit may be used."""
-        return self._latest_use + self._lease.interval
+        return self.latest_use + self._lease.interval
 
     def is_over(self, now: float) -> bool:
         """Return whether all permits are used, or have run out."""
@@ -55,7 +56,7 @@ class _Permits:
 
     def use(self, now: float) -> Permit:
         """Return the next permit."""
-        self._use_before, self._latest_use = self._latest_use, now
+        self._use_before, self.latest_use = self.latest_use, now
         self._used += 1
         return self._lease.permit(self._used - 1)
 
@@ -63,7 +64,7 @@ class _Permits:
         """Take back the latest permit, whose request is not sent."""
         if self._used and permit.number == self._lease.first + self._used - 1:
             self._used -= 1
-            self._latest_use = self._use_before
+            self.latest_use = self._use_before
 
 
 class AsyncRateLimiter(LimiterClient):
@@ -84,6 +85,8 @@ class AsyncRateLimiter(LimiterClient):
         # With each permit, how often there was a wait before it.
         self._waiting: dict[WaitingPoll, asyncio.Future[tuple[Permit, int]]] = {}
         self._permits: _Permits | None = None
+        # Of the permits before those.
+        self._latest_use = -math.inf
         self._runner: asyncio.Task[None] | None = None
         # Done when a response may have changed when the next request is allowed.
         self._changed: asyncio.Future[None] | None = None
@@ -223,6 +226,8 @@ class AsyncRateLimiter(LimiterClient):
         while self._queue:
             now = loop.time()
             if self._permits is None or self._permits.is_over(now):
+                if self._permits is not None:
+                    self._latest_use = self._permits.latest_use
                 self._permits = None
                 await self._get_permits(loop)
             elif (permit := self._permit_at(now)) is not None:
@@ -250,7 +255,8 @@ class AsyncRateLimiter(LimiterClient):
         if holds and self._queue and loop.time() - asked_at > UNCHECKED_WAIT:
             holds = await self._in_thread(partial(self._still_permits, answer.first))
         if holds and self._queue and own_429s == self._own_429s:
-            self._permits = _Permits(answer, loop.time())
+            # A probe is spaced by the block.
+            self._permits = _Permits(answer, loop.time(), -math.inf if answer.probe else self._latest_use)
         else:
             await self._in_thread(partial(self._give_back, answer))
 

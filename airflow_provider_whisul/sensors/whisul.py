@@ -65,7 +65,8 @@ class WhisulJobSensor(WhisulDeferrableMixin, BaseSensorOperator):
     :param job_id: The job, as :class:`~airflow_provider_whisul.operators.whisul.WhisulGenerateOperator` returns it
         (templated).
     :param whisul_conn_id: The Airflow connection that holds the API key (templated).
-    :param deferrable: Whether to wait in the triggerer. If not, ``mode`` says how the worker waits.
+    :param deferrable: Whether to wait in the triggerer. If not, ``mode`` says how the worker waits. None leaves it to
+        ``[operators] default_deferrable`` of Airflow's configuration where that is set, else it is the triggerer.
     :param poke_interval: Seconds (or a ``timedelta``) between two polls of the job, at least 5.
     :param timeout: Seconds (or a ``timedelta``) to wait in all tries together. (Deferred, and not on Airflow
         3.3 or later, that takes a folder in which the provider can keep the deadline.)
@@ -92,7 +93,7 @@ class WhisulJobSensor(WhisulDeferrableMixin, BaseSensorOperator):
         *,
         job_id: str,
         whisul_conn_id: str = DEFAULT_CONN_ID,
-        deferrable: bool = True,
+        deferrable: bool | None = None,
         poke_interval: float | timedelta = DEFAULT_POLL_INTERVAL,
         timeout: float | timedelta = DEFAULT_TIMEOUT,
         **kwargs: Any,
@@ -104,7 +105,7 @@ class WhisulJobSensor(WhisulDeferrableMixin, BaseSensorOperator):
         )
         self.job_id = job_id
         self.whisul_conn_id = whisul_conn_id
-        self.deferrable = deferrable
+        self.deferrable = self.checked("deferrable", deferrable)
         self._poller: JobPoller | None = None
         #: The job that the Tracks tab shows as being made.
         self._pending_job: str | None = None
@@ -219,7 +220,7 @@ class WhisulJobSensor(WhisulDeferrableMixin, BaseSensorOperator):
 
     def _poll_once_then_defer(self, context: Context) -> Song:
         now = self.clock.time()
-        deadline, source = self.deadline_in_triggerer(context, total_deadline(context, now + self.timeout))
+        deadline, source = self.end_of_wait(context, total_deadline(context, now + self.timeout))
         blocked_until, submitted_at = None, None
         waited_for = f"Whisul job {self.job_id}"
         try:
@@ -237,7 +238,7 @@ class WhisulJobSensor(WhisulDeferrableMixin, BaseSensorOperator):
                 return cast(Song, job.song)
             waited_for = f"Whisul {describe_job(self.job_id, job.prompt)}"
             submitted_at = _started_at(job)
-        self.log_deferral(waited_for, deadline, source)
+        self.log_wait(waited_for, deadline, source)
         return self.defer(
             trigger=WhisulJobTrigger(
                 job_id=self.job_id,

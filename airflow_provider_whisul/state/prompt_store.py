@@ -1,4 +1,4 @@
-"""The texts of a batch's prompts in a state store, compressed and cut into values that fit into any database."""
+"""The texts of a task's prompts in a state store, compressed and cut into values that fit into any database."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def save_prompts(store: StateStore, generation: int, prompts: Sequence[str]) -> 
     Store prompts.
 
     :param store: The store.
-    :param generation: The generation of the batch's state that they belong to.
+    :param generation: Under which of several sets of keys they are kept.
     :param prompts: The prompts.
     :return: The number of values that they take, which :func:`load_prompts` needs.
     """
@@ -41,7 +41,7 @@ def load_prompts(store: StateStore, generation: int, pieces: int) -> list[str]:
     Read stored prompts.
 
     :param store: The store.
-    :param generation: The generation of the batch's state that they belong to.
+    :param generation: Under which of several sets of keys they are kept.
     :param pieces: The number of values that they take.
     :raises WhisulStateUnreadableError: One of their values is missing, or makes no sense.
     """
@@ -60,4 +60,4 @@ def load_prompts(store: StateStore, generation: int, pieces: int) -> list[str]:
 
 
 def _key(generation: int, number: int) -> str:
-    return f"whisul_batch_prompts_{generation}_{number:04d}"
+    return f"whisul_prompts_{generation}_{number:04d}"

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from airflow_provider_whisul.clock import utc
+from airflow_provider_whisul.state.prompt_store import save_prompts
 from airflow_provider_whisul.state.state_store import (
     NoStateStore,
     StateStore,
@@ -82,6 +83,7 @@ class SongRecord:
     :param number: How many submissions the task instance has made, whatever their prompts, this one included.
     :param status: How far the song is.
     :param job_id: The job; None while the status is ``submitting``.
+    :param prompt_pieces: In how many values the prompt's text is stored; 0 where no later try needs it.
     """
 
     prompt: str
@@ -91,6 +93,12 @@ class SongRecord:
     number: int
     status: SongStatus
     job_id: str | None = None
+    prompt_pieces: int = 0
+
+    @property
+    def prompt_generation(self) -> int:
+        """The generation of the stored text: two in turn, so that the one of an earlier record stays as it is."""
+        return self.number % 2
 
     @property
     def submission(self) -> Submission | None:
@@ -116,8 +124,9 @@ class SongRecord:
                 "number": int(number),
                 "status": str(status),
                 "job_id": str() | None as job_id,
+                "prompt_pieces": int(pieces),
             } if status in get_args(SongStatus) and (status == "submitting") == (value["job_id"] is None):
-                return cls(prompt, account, submitted_at, cleared, number, cast(SongStatus, status), job_id)
+                return cls(prompt, account, submitted_at, cleared, number, cast(SongStatus, status), job_id, pieces)
         raise unreadable(store, SONG_KEY)
 
 
@@ -129,15 +138,25 @@ class SongState:
     :param prompt: The prompt of this try.
     :param clear_count: The task's :func:`~airflow_provider_whisul.state.state_store.clear_count` in this try.
     :param account: Returns the account that the task's Airflow connection leads to.
+    :param keep_prompt: Whether to store the prompt's text too, for a later try that is not told it.
     :raises WhisulStateUnreadableError: There is a record that this version does not understand.
     """
 
-    def __init__(self, store: StateStore | None, prompt: str, clear_count: int, account: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        store: StateStore | None,
+        prompt: str,
+        clear_count: int,
+        account: Callable[[], str],
+        keep_prompt: bool = False,
+    ) -> None:
         #: Whether a later try finds the record.
         self.durable = store is not None
         self.clear_count = clear_count
         self._store = NoStateStore() if store is None else store
         self._prompt = prompt_fingerprint(prompt)
+        self._prompt_to_keep = [prompt] if keep_prompt else None
+        self._prompt_pieces = 0
         self._account = account
         self._record = SongRecord.read(self._store)
         #: The number of the submission that this try makes, if it makes one.
@@ -146,7 +165,9 @@ class SongState:
         self._before_intent: SongRecord | None = None
 
     @classmethod
-    def from_context(cls, context: Context, prompt: str, durable: bool, account: Callable[[], str]) -> SongState:
+    def from_context(
+        cls, context: Context, prompt: str, durable: bool, account: Callable[[], str], keep_prompt: bool = False
+    ) -> SongState:
         """
         Return the state of the running task.
 
@@ -154,9 +175,10 @@ class SongState:
         :param prompt: The prompt of this try.
         :param durable: Whether to keep anything for later tries.
         :param account: Returns the account that the task's Airflow connection leads to.
+        :param keep_prompt: Whether to store the prompt's text too, for a later try that is not told it.
         :raises WhisulStateError: The store is away, or what it holds cannot be read.
         """
-        return cls(task_state_store(context, durable), prompt, clear_count(context), account)
+        return cls(task_state_store(context, durable), prompt, clear_count(context), account, keep_prompt)
 
     @cached_property
     def earlier(self) -> SongRecord | None:
@@ -216,7 +238,9 @@ class SongState:
         :param now: The time, in Unix seconds.
         """
         self._before_intent, self._intent_recorded = self._record, True
-        self._save(SongRecord(self._prompt, self._account(), now, self.clear_count, self.number, "submitting"))
+        record = SongRecord(self._prompt, self._account(), now, self.clear_count, self.number, "submitting")
+        self._save_prompt(record.prompt_generation)
+        self._save(replace(record, prompt_pieces=self._prompt_pieces))
 
     def discard_intent(self) -> None:
         """Discard this try's intent, which certainly made no job. What was recorded before it is recorded again."""
@@ -236,18 +260,20 @@ class SongState:
         :param submission: The job.
         :param delivered: Whether the job is all that the task is asked for.
         """
-        self._save(
-            SongRecord(
-                self._prompt,
-                # Read again: the API key may have been replaced while the prompt was submitted.
-                self._account(),
-                submission.submitted_at,
-                self.clear_count,
-                self.number,
-                "delivered" if delivered else "running",
-                submission.job_id,
-            )
+        record = SongRecord(
+            self._prompt,
+            # Read again: the API key may have been replaced while the prompt was submitted.
+            self._account(),
+            submission.submitted_at,
+            self.clear_count,
+            self.number,
+            "delivered" if delivered else "running",
+            submission.job_id,
         )
+        if not self._prompt_pieces:
+            # There was no intent: another try, which runs at the same time, has submitted the prompt.
+            self._save_prompt(record.prompt_generation)
+        self._save(replace(record, prompt_pieces=self._prompt_pieces))
 
     def record_found_job(self, record: SongRecord, job_id: str, *, delivered: bool) -> Submission:
         """
@@ -283,6 +309,11 @@ class SongState:
         """
         if self._record is not None and self._record.job_id == job_id:
             self._save(replace(self._record, status="ended"))
+
+    def _save_prompt(self, generation: int) -> None:
+        """Store the prompt's text, before the record which says that it is there."""
+        if self._prompt_to_keep is not None:
+            self._prompt_pieces = save_prompts(self._store, generation, self._prompt_to_keep)
 
     def _save(self, record: SongRecord) -> None:
         self._record = record

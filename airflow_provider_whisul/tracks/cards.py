@@ -76,6 +76,8 @@ class Card(TypedDict):
     since: str | None
     #: The name of a stored song's file.
     stored_as: str | None
+    #: Where a browser can play that file, None where no URL is known.
+    stored_url: str | None
 
 
 _EMPTY: Card = {
@@ -91,15 +93,17 @@ _EMPTY: Card = {
     "error": None,
     "since": None,
     "stored_as": None,
+    "stored_url": None,
 }
 
 
-def completed_card(song: Song, stored_as: str | None = None) -> Card:
+def completed_card(song: Song, stored_as: str | None = None, stored_url: str | None = None) -> Card:
     """
     Return the card of a song.
 
     :param song: The song.
     :param stored_as: The name of its file, None unless it was stored.
+    :param stored_url: Where a browser can play that file, None where no URL is known.
     """
     return {
         **_EMPTY,
@@ -113,6 +117,7 @@ def completed_card(song: Song, stored_as: str | None = None) -> Card:
         "image_url": _url(song["image_url"]),
         "tags": [truncate(storable(tag), MAX_TAG) for tag in song["tags"][:MAX_TAGS]],
         "stored_as": _text(stored_as),
+        "stored_url": _url(stored_url),
     }
 
 

@@ -1,7 +1,7 @@
 """
-The Tracks tab of a DAG run and of a task instance in Airflow's UI (3.1 and later).
+The Tracks tab of a DAG run and of a task instance in Airflow's UI (3.1 and later), and the page Songs over all runs.
 
-The page that is served here holds no data. It reads the songs from Airflow's REST API with the viewer's session, so
+The pages that are served here hold no data. They read the songs from Airflow's REST API with the viewer's session, so
 Airflow decides who may see them.
 """
 
@@ -37,8 +37,9 @@ HEADERS = {
 # Airflow before 3.2 inserts the ids unencoded. The run's id may hold any character, so it comes last.
 _BASE = URL_PREFIX.removeprefix("/")
 _VIEW = {"name": "Tracks", "icon": f"{_BASE}/note.svg"}
+_SONGS = {**_VIEW, "name": "Songs"}
 
-#: The tabs. Their URLs are relative, since Airflow may be served under a prefix.
+#: The tabs, and the page in the navigation. Their URLs are relative, since Airflow may be served under a prefix.
 VIEWS: list[dict[str, str]] = [
     {
         **_VIEW,
@@ -52,11 +53,19 @@ VIEWS: list[dict[str, str]] = [
         "url_route": "whisul-task-tracks",
         "href": f"{_BASE}/?dag={{DAG_ID}}&task={{TASK_ID}}&map={{MAP_INDEX}}&run={{RUN_ID}}",
     },
+    {
+        **_SONGS,
+        "destination": "dag",
+        "url_route": "whisul-dag-songs",
+        "href": f"{_BASE}/songs.html?dag={{DAG_ID}}",
+    },
+    # Of all DAGs that the viewer may see.
+    {**_SONGS, "destination": "nav", "url_route": "whisul-songs", "href": f"{_BASE}/songs.html"},
 ]
 
 
 class TracksPage:
-    """The files of the page as an ASGI application."""
+    """The files of the pages as an ASGI application."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond to a request."""
@@ -81,7 +90,7 @@ HAS_TABS = HAS_EXTERNAL_VIEWS and conf.getboolean("whisul", "tracks_tab", fallba
 
 
 class WhisulTracksPlugin(AirflowPlugin):
-    """Adds the tabs."""
+    """Adds the tabs and the page Songs."""
 
     name = "whisul_tracks"
     fastapi_apps: list[Any] = (

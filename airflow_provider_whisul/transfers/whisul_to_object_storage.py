@@ -9,9 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import quote as url_quote
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator
+from airflow.providers.common.compat.sdk import AirflowException, BaseOperator
 
 from airflow_provider_whisul.api.connection import DEFAULT_CONN_ID
 from airflow_provider_whisul.api.models import Song
@@ -24,22 +23,27 @@ from airflow_provider_whisul.exceptions import (
 )
 from airflow_provider_whisul.operators.base import WhisulTaskMixin
 from airflow_provider_whisul.operators.job_finder import JobFinder
+from airflow_provider_whisul.operators.lineage import LineageMixin, lineage_of_stored_songs
 from airflow_provider_whisul.retry_policy import set_default_retry_policy
 from airflow_provider_whisul.storage.destination import check_before_rendering
 from airflow_provider_whisul.storage.manifest import (
     Manifest,
-    SkippedSong,
     StoredSong,
-    event_extra,
     is_of_same_task,
     manifest_name,
 )
 from airflow_provider_whisul.storage.media_types import Role
 from airflow_provider_whisul.storage.songs import URL_FIELDS, merge_songs, read_songs, song_name
 from airflow_provider_whisul.storage.urls import MediaAccess
-from airflow_provider_whisul.text import count, excerpt, quote
-from airflow_provider_whisul.tracks.cards import STORED_PREFIX, Card, completed_card, failed_card, push_cards
-from airflow_provider_whisul.version_compat import AssetRef
+from airflow_provider_whisul.text import count, excerpt
+from airflow_provider_whisul.tracks.stored_cards import push_stored_cards
+from airflow_provider_whisul.transfers.asset_events import (
+    TRANSFER_CHECKS,
+    check_outlets,
+    read_partition_keys,
+    set_asset_events,
+)
+from airflow_provider_whisul.transfers.failures import Failure, failed_song, not_polled, too_many_failures
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -48,16 +52,11 @@ if TYPE_CHECKING:
     from airflow_provider_whisul.storage.object_store import ObjectStore
     from airflow_provider_whisul.storage.song_transfer import SongTransfer
 
-#: How many songs an error names. The task's log names all of them.
-MAX_NAMED_SONGS = 20
-
 #: How often a song is transferred at most, where another task replaces its files meanwhile.
 MAX_TRANSFERS = 3
 
-Failure = tuple[Song, WhisulError]
 
-
-class WhisulToObjectStorageOperator(WhisulTaskMixin, BaseOperator):
+class WhisulToObjectStorageOperator(LineageMixin, WhisulTaskMixin, BaseOperator):
     """
     Stores songs in object storage: the audio and cover of each song, its metadata, and last of all a manifest.
 
@@ -79,13 +78,17 @@ class WhisulToObjectStorageOperator(WhisulTaskMixin, BaseOperator):
     :param allow_private_media: Whether songs may be downloaded from this machine, and from addresses that are not
         public. Needed for a media host of your own. The sandbox works without it.
     :param overwrite: Whether the manifest of another run in the same folder may be replaced.
+    :param partition_key: The partition of what is stored, one or several of them, for the asset events of ``outlets``
+        (templated; Airflow 3.3 and later). None for the partition of the DAG run, if it has one.
     :return: The manifest, as in ``manifest.json``: a dict of ``destination``, ``manifest``, ``dag_id``, ``task_id``,
         ``run_id``, ``map_index``, ``stored_at`` (ISO 8601, UTC), ``count``, ``songs`` and ``failed``. Each of ``songs``
         has the song's metadata, and ``audio`` and ``cover`` (None if it has none) with ``name``, ``size`` (bytes),
         ``sha256`` and ``content_type``. Each of ``failed`` has ``job_id``, ``prompt`` and ``error``.
-    :raises ValueError: When the DAG file is read: an argument is out of range.
-    :raises WhisulInvalidInputError: ``songs`` holds something else, or ``destination`` does not name a folder, or leads
-        out of it. Where ``destination`` is no template, the latter is raised when the DAG file is read.
+    :raises ValueError: When the DAG file is read: an argument is out of range, or ``partition_key`` is given to an
+        Airflow that has no partitions, or without outlets that can have them.
+    :raises WhisulInvalidInputError: ``songs`` holds something else, a partition key is blank or longer than 250
+        characters, or ``destination`` does not name a folder, or leads out of it. Where ``destination`` is no template,
+        the latter is raised when the DAG file is read.
     :raises WhisulMediaError: More than ``max_failures`` songs could not be downloaded. The others are stored.
     :raises WhisulMediaExpiredError: The same, where no retry helps: the songs' URLs do not work, and polling their jobs
         again returned no others.
@@ -98,7 +101,8 @@ class WhisulToObjectStorageOperator(WhisulTaskMixin, BaseOperator):
     URI is that of ``destination``.
     """
 
-    template_fields: Sequence[str] = ("songs", "destination", "storage_conn_id", "whisul_conn_id")
+    argument_checks = TRANSFER_CHECKS
+    template_fields: Sequence[str] = ("songs", "destination", "storage_conn_id", "whisul_conn_id", "partition_key")
     ui_color = "#dcf2e3"
 
     def __init__(
@@ -113,6 +117,7 @@ class WhisulToObjectStorageOperator(WhisulTaskMixin, BaseOperator):
         max_audio_bytes: int = 500_000_000,
         allow_private_media: bool = False,
         overwrite: bool = False,
+        partition_key: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         set_default_retry_policy(kwargs)
@@ -132,8 +137,18 @@ class WhisulToObjectStorageOperator(WhisulTaskMixin, BaseOperator):
         self.max_audio_bytes = max_audio_bytes
         self.allow_private_media = allow_private_media
         self.overwrite = overwrite
+        self.partition_key = self.checked("partition_key", partition_key)
+        if partition_key is not None:
+            check_outlets(self.outlets)
         self._downloader: Downloader | None = None
         self._killed = False
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """Take the arguments that all mapped tasks share."""
+        if kwargs.get("partition_key") is not None and "outlets" in kwargs:
+            check_outlets(kwargs["outlets"])
+        return super().partial(**kwargs)
 
     def execute(self, context: Context) -> Manifest:
         """Store the songs that are missing, and write the manifest."""
@@ -142,6 +157,7 @@ class WhisulToObjectStorageOperator(WhisulTaskMixin, BaseOperator):
         from airflow_provider_whisul.storage.song_transfer import SongTransfer
 
         self._job_finder = JobFinder(self.hook)
+        partition_keys = read_partition_keys(self.partition_key)
         songs, skipped = read_songs(self.songs)
         for skipped_song in skipped:
             self.log.warning("Skipped %r: %s", excerpt(skipped_song["prompt"] or ""), skipped_song["error"])
@@ -163,23 +179,25 @@ class WhisulToObjectStorageOperator(WhisulTaskMixin, BaseOperator):
             stored, failures = self._transfer_until_unchanged(transfer, songs)
             for song, error in failures:
                 self.log.error("Could not store %r: %s", excerpt(song["title"] or song["job_id"]), error)
-            push_cards(context, _stored_cards(songs, stored, failures), prefix=STORED_PREFIX)
+            errors = {song["job_id"]: error for song, error in failures}
+            push_stored_cards(context, songs, stored, errors, store.url)
             names = {song_name(song) for song in songs} | {
                 song["metadata"].partition(".")[0] for song in stored.values()
             }
             transfer.remove_temporary_files({*names, manifest["manifest"]})
             if len(failures) > self.max_failures:
-                raise _too_many_failures(failures, len(songs), self.max_failures)
+                raise too_many_failures(failures, len(songs), self.max_failures)
             manifest["songs"] = [stored[song["job_id"]] for song in songs if song["job_id"] in stored]
             manifest["count"] = len(stored)
-            manifest["failed"] = skipped + [_skipped_song(*failure) for failure in failures]
+            manifest["failed"] = skipped + [failed_song(*failure) for failure in failures]
             manifest["stored_at"] = datetime.fromtimestamp(self.clock.time(), UTC).isoformat()
             # Another run may have written its manifest meanwhile.
             self._check_manifest(store, manifest)
             self._check_killed()
             store.put_json(cast("dict[str, object]", manifest), manifest["manifest"], Path(workdir))
         self.log.info("Songs in %s: %d stored, %d missing", store.url, len(stored), len(manifest["failed"]))
-        self._set_event_extra(context, manifest)
+        self._lineage = lineage_of_stored_songs(manifest)
+        set_asset_events(context, self.outlets, manifest, partition_keys, self.log)
         return manifest
 
     def _media_access(self) -> MediaAccess:
@@ -288,14 +306,14 @@ class WhisulToObjectStorageOperator(WhisulTaskMixin, BaseOperator):
                                 raise
                             polled.add(job_id)
                             if outage is not None:
-                                raise _not_polled(expired, outage) from None
+                                raise not_polled(expired, outage) from None
                             try:
                                 # In this thread only: the hook and Airflow's connections are not thread-safe.
                                 fresh, url_errors = self._poll_again(song, expired)
                             except WhisulError as error:
                                 # A poll takes minutes where Whisul does not respond: too long for each song.
                                 outage = error
-                                raise _not_polled(expired, outage) from error
+                                raise not_polled(expired, outage) from error
                             pending[pool.submit(transfer.transfer, fresh, url_errors)] = fresh
                     except WhisulStorageError:
                         raise
@@ -342,59 +360,3 @@ class WhisulToObjectStorageOperator(WhisulTaskMixin, BaseOperator):
             else:
                 url_errors[role] = "Polling the job again returned another URL, which does not work either."
         return fresh, url_errors
-
-    def _set_event_extra(self, context: Context, manifest: Manifest) -> None:
-        from airflow.providers.common.compat.sdk import Asset, AssetAlias
-
-        extra = cast("Any", event_extra(manifest))
-        for outlet in self.outlets or ():
-            try:
-                if isinstance(outlet, AssetAlias):
-                    # An alias has no event unless it is given an asset.
-                    folder = Asset(url_quote(manifest["destination"], safe="/:@+,=~"))
-                    context["outlet_events"][outlet].add(folder, extra=extra)
-                elif isinstance(outlet, Asset | AssetRef):
-                    context["outlet_events"][outlet].extra = extra
-            except Exception as error:
-                # The songs are stored, whatever Airflow knows of the asset.
-                self.log.warning("The asset event of %s has no extra: %s", quote(str(outlet)), quote(str(error)))
-
-
-def _stored_cards(songs: Sequence[Song], stored: Mapping[str, StoredSong], failures: Sequence[Failure]) -> list[Card]:
-    errors = {song["job_id"]: str(error) for song, error in failures}
-    return [
-        completed_card(song, stored[song["job_id"]]["audio"]["name"])
-        if song["job_id"] in stored
-        else failed_card(song["prompt"], song["job_id"], errors.get(song["job_id"]))
-        for song in songs
-    ]
-
-
-def _not_polled(expired: WhisulMediaExpiredError, outage: WhisulError) -> WhisulError:
-    """Return the error of a song whose URL has expired during an outage of Whisul: of a class that a retry helps."""
-    return type(outage)(
-        f"{expired} Whisul did not say whether there is another URL: {outage} A retry polls the job again.",
-        job_id=expired.job_id,
-        http_status=outage.http_status,
-    )
-
-
-def _skipped_song(song: Song, error: WhisulError) -> SkippedSong:
-    return {"job_id": song["job_id"], "prompt": song["prompt"], "error": quote(str(error))}
-
-
-def _too_many_failures(failures: Sequence[Failure], songs: int, max_failures: int) -> WhisulError:
-    """Return the error that the task fails with: of a class that a retry helps, if one of the failures is."""
-    errors = [error for _, error in failures]
-    if len(errors) == 1 and songs == 1:
-        return errors[0]
-    first = next((error for error in errors if not isinstance(error, AirflowFailException)), errors[0])
-    named = "; ".join(
-        f"{excerpt(song['title'] or song['job_id'])!r}: {quote(str(error))[:300].rstrip('.')}"
-        for song, error in failures[:MAX_NAMED_SONGS]
-    )
-    more = f"; and {len(errors) - MAX_NAMED_SONGS} more, see the log" if len(errors) > MAX_NAMED_SONGS else ""
-    return type(first)(
-        f"{len(errors)} of {songs} songs could not be stored, more than max_failures={max_failures}: {named}{more}. "
-        "The others are in the store, without a manifest; a later try downloads only the missing ones."
-    )

@@ -122,7 +122,7 @@ class WhisulJobTrigger(BaseTrigger):
         async with (await async_hook_class())(self.whisul_conn_id, clock=clock) as hook:
             if self.not_before is not None:
                 await hook.pause_until(self.not_before)
-            job = await hook.wait_for_job(poller, delay)
+            job = await hook.follow(poller, delay)
         return cast(Song, job.song)
 
 

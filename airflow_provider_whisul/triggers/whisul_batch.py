@@ -33,7 +33,7 @@ from airflow_provider_whisul.triggers.events import BatchErrorEvent, ChunkEvent,
 from airflow_provider_whisul.triggers.whisul import async_hook_class
 
 if TYPE_CHECKING:
-    from airflow_provider_whisul.hooks.whisul_async import WhisulAsyncHook
+    from airflow_provider_whisul.hooks.whisul_async import LookUp, WhisulAsyncHook
 
 #: Bytes at which a chunk is reported: there is room for one more song, which may be one that does not compress and
 #: grows by a third as text, and for what is around the chunk.
@@ -81,6 +81,9 @@ class WhisulBatchTrigger(BaseTrigger):
 
     #: Time, sleep and jitter; replaced by tests.
     clock: Clock = SYSTEM_CLOCK
+
+    #: How a worker that runs the trigger itself looks up the Airflow connections; None in the triggerer.
+    look_up: LookUp | None = None
 
     def __init__(
         self,
@@ -139,6 +142,10 @@ class WhisulBatchTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """Log what happens to the jobs when a user ends the task (Airflow 3.3 and later)."""
+        self.log_not_cancelled()
+
+    def log_not_cancelled(self) -> None:
+        """Log what happens to the jobs when the task is ended."""
         self.log.warning(
             "Whisul cannot cancel jobs: these %d continue, and cost credits. A later try of this task waits for "
             "them again, where a record is kept. A WhisulJobSensor finds each by its id: %s",
@@ -164,7 +171,7 @@ class WhisulBatchTrigger(BaseTrigger):
         """Add jobs that have ended to a chunk, until it is full, no job is left, or waiting must end."""
         self.log.info("Polling %s, each every %g s", count(len(self.job_ids), "Whisul job"), self.poll_interval)
         ended: asyncio.Queue[tuple[str, WhisulJob | Exception]] = asyncio.Queue()
-        async with (await async_hook_class())(self.whisul_conn_id, clock=self.clock) as hook:
+        async with (await async_hook_class())(self.whisul_conn_id, clock=self.clock, look_up=self.look_up) as hook:
             if self.not_before is not None:
                 await hook.pause_until(self.not_before)
             waits = [asyncio.ensure_future(self._wait(hook, poller, ended)) for poller in self._pollers()]
@@ -176,7 +183,11 @@ class WhisulBatchTrigger(BaseTrigger):
                 await asyncio.gather(*waits, return_exceptions=True)
 
     def _pollers(self) -> list[JobPoller]:
-        outage, last_max_wait = Outage(), last_poll_max_wait(len(self.job_ids), self.deadline_source)
+        on_worker = self.look_up is not None
+        outage, last_max_wait = (
+            Outage(),
+            last_poll_max_wait(len(self.job_ids), self.deadline_source, on_worker=on_worker),
+        )
         return [
             JobPoller(
                 job_id,
@@ -198,7 +209,7 @@ class WhisulBatchTrigger(BaseTrigger):
         clock = self.clock
         try:
             delay = poller.initial_delay(clock.time(), clock.random(), self.not_before, resumed=self.resumed)
-            job = await hook.wait_for_job(poller, delay)
+            job = await hook.follow(poller, delay)
         except Exception as error:
             # Any error at all: without it the trigger would wait for this job until its deadline.
             ended.put_nowait((poller.job_id, error))
@@ -207,7 +218,7 @@ class WhisulBatchTrigger(BaseTrigger):
 
     async def _collect(self, ended: asyncio.Queue[tuple[str, WhisulJob | Exception]], chunk: ChunkPacker) -> None:
         durations: list[float] = []
-        progress_logged_at = self.progress_logged_at or self.clock.time()
+        self.progress_logged_at = self.progress_logged_at or self.clock.time()
         result_wait = _RESULT_WAIT if self.delivered else _FIRST_RESULT_WAIT
         report_at = math.inf
         left = len(self.job_ids)
@@ -223,9 +234,9 @@ class WhisulBatchTrigger(BaseTrigger):
                 report_at = min(report_at, self.clock.time() + wait)
                 if isinstance(result, WhisulJob) and result.started_at and result.finished_at:
                     durations.append((result.finished_at - result.started_at).total_seconds())
-            if self.clock.time() - progress_logged_at >= PROGRESS_SECONDS:
-                progress_logged_at = self.clock.time()
-                self._log_progress(chunk, durations, progress_logged_at)
+            if self.clock.time() - self.progress_logged_at >= PROGRESS_SECONDS:
+                self.progress_logged_at = self.clock.time()
+                self._log_progress(chunk, durations, self.progress_logged_at)
 
     def _add(self, chunk: ChunkPacker, job_id: str, result: WhisulJob | Exception) -> None:
         if isinstance(result, WhisulJob):

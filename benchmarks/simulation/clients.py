@@ -101,6 +101,8 @@ class Triggerer:
         self._lease: Lease | None = None
         self._asked_at = self._starts_at = 0.0
         self._permits: Permits | None = None
+        # Of the permits before those.
+        self._latest_use = -math.inf
         self._demand, self._demand_at = 0.0, -math.inf
         self._wakes_at = math.inf
 
@@ -128,7 +130,7 @@ class Triggerer:
         now, limiter = self._events.now, self.store.limiter
         while self._queue:
             if self._permits is not None and self._permits.is_over(now):
-                self._permits = None
+                self._latest_use, self._permits = self._permits.latest_use, None
             if self._permits is not None:
                 if self._permits.next_at > now + 1e-6:
                     self._wake(self._permits.next_at - now)
@@ -145,7 +147,7 @@ class Triggerer:
             else:
                 lease, self._lease = self._lease, None
                 if now - self._asked_at <= UNCHECKED_WAIT or limiter.is_permitted(lease.first):
-                    self._permits = Permits(lease, now)
+                    self._permits = Permits(lease, now, self._latest_use)
 
     def _ask(self) -> float:
         """Ask for a lease, and return the seconds after which to ask again, 0 where there is one."""

@@ -131,13 +131,20 @@ class AirflowClient:
         else:
             self._request("PATCH", f"/dags/{dag_id}", json={"is_paused": False})
 
-    def trigger(self, dag_id: str, conf: Mapping[str, object] | None = None, run_id: str | None = None) -> str:
+    def trigger(
+        self,
+        dag_id: str,
+        conf: Mapping[str, object] | None = None,
+        run_id: str | None = None,
+        run_after: datetime | None = None,
+    ) -> str:
         """
         Unpause a DAG and start a run of it, on Airflow 3 without a logical date.
 
         :param dag_id: The DAG.
         :param conf: The configuration of the run.
         :param run_id: The id of the run; None for a new one.
+        :param run_after: When the run is due, in UTC; None for now. Airflow 3.1 and later only.
         :return: The id of the run.
         """
         run_id = run_id or f"manual__{datetime.now(UTC):%Y%m%dT%H%M%S}_{secrets.token_hex(3)}"
@@ -145,7 +152,9 @@ class AirflowClient:
         if self.is_2:
             self._command_line("dags", "trigger", "--run-id", run_id, "--conf", json.dumps(conf or {}), dag_id)
         else:
-            body = {"dag_run_id": run_id, "logical_date": None, "conf": dict(conf or {})}
+            body: dict[str, object] = {"dag_run_id": run_id, "logical_date": None, "conf": dict(conf or {})}
+            if run_after is not None:
+                body["run_after"] = run_after.isoformat()
             self._request("POST", f"/dags/{dag_id}/dagRuns", json=body)
         return run_id
 
@@ -257,6 +266,15 @@ class AirflowClient:
         response.raise_for_status()
         return response.json()["value"]
 
+    def question(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, Any]:
+        """Return what a waiting task asks a person. Airflow 3.1 and later."""
+        return dict(self._request("GET", _question_path(dag_id, run_id, task_id, map_index)))
+
+    def answer(self, dag_id: str, run_id: str, task_id: str, *options: str, map_index: int = -1) -> None:
+        """Answer what a task asks, as the UI does. Airflow 3.1 and later."""
+        body = {"chosen_options": options, "params_input": {}}
+        self._request("PATCH", _question_path(dag_id, run_id, task_id, map_index), json=body)
+
     def extra_links(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, str | None]:
         """Return the URLs of a task's extra links by their names; None for a link that leads nowhere."""
         links: dict[str, str | None]
@@ -302,6 +320,10 @@ class AirflowClient:
         if not response.ok:
             raise LocalAirflowError(f"{method} {path}: the response was {response.status_code}: {response.text[:500]}")
         return response.json()
+
+
+def _question_path(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+    return f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/{map_index}/hitlDetails"
 
 
 def _readable(line: str) -> str:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -80,6 +80,16 @@ class LocalAirflow(AirflowClient):
     def process(self, name: str) -> AirflowProcess:
         """Return one of ``scheduler``, ``triggerer``, and on Airflow 3 ``api-server`` and ``dag-processor``."""
         return self._processes[name]
+
+    def files(self) -> dict[Path, bytes]:
+        """Return the content of each file in the home: logs, the database, and whatever else Airflow has written."""
+        found = {}
+        for path in self.home.rglob("*"):
+            # SQLite's log of what is written comes and goes.
+            with suppress(FileNotFoundError):
+                if path.is_file():
+                    found[path] = path.read_bytes()
+        return found
 
     def check(self) -> None:
         """
@@ -238,6 +248,8 @@ class LocalAirflow(AirflowClient):
             "SCHEDULER__ENABLE_HEALTH_CHECK": "False",
             "DAG_PROCESSOR__REFRESH_INTERVAL": "10",
             "USAGE_DATA_COLLECTION__ENABLED": "False",
+            # Its provider is installed for the tests that enable it, and has work of its own at each task.
+            "OPENLINEAGE__DISABLED": "True",
         }
         if self.is_2:
             # SQLite allows one writer: one DAG file is parsed at a time, and each process waits for the others.

@@ -77,3 +77,11 @@ def page(admin: BrowserContext) -> Iterator[Page]:
         yield opened
         # The page sends requests even while it is closed.
         opened.unroute_all(behavior="ignoreErrors")
+
+
+@pytest.fixture
+def own_page(env: Environment) -> Iterator[Page]:
+    """An empty page of a browser in which nothing is kept yet."""
+    with env.open_window("admin") as context, context.new_page() as opened:
+        yield opened
+        opened.unroute_all(behavior="ignoreErrors")

@@ -27,6 +27,8 @@ ROOT = HERE.parents[1]
 #: Roles by user. The admin may see everything, the viewer all but the secret DAG, the guest also no XComs.
 USERS = {"admin": "admin", "viewer": "viewer", "guest": "viewer"}
 RUN_TIMEOUT = 150.0
+#: Where browsers reach the songs that were stored. A test says what is there.
+STORED_URL = "http://songs.test/stored"
 #: What a song costs.
 PRICE = "0.08 USD"
 
@@ -86,6 +88,14 @@ class Environment:
         run = quote(run_id, safe="")
         return f"{self.airflow.ui_url}/dags/{dag_id}/runs/{run}/tasks/{task_id}{mapped}/plugin/whisul-task-tracks"
 
+    def songs_tab_url(self, dag_id: str) -> str:
+        """Return the URL of the tab with the songs of all runs of a DAG in Airflow's UI."""
+        return f"{self.airflow.ui_url}/dags/{dag_id}/plugin/whisul-dag-songs"
+
+    def songs_page_url(self, dag_id: str | None = None) -> str:
+        """Return the URL of the page with the songs of a DAG, or of all, which the UI holds in a frame."""
+        return f"{self.airflow.ui_url}/whisul-tracks/songs.html" + ("" if dag_id is None else f"?dag={dag_id}")
+
     def page_url(self, dag_id: str, run_id: str, task_id: str | None = None, map_index: int | None = None) -> str:
         """Return the URL of the page that a tab holds in its frame."""
         task = "" if task_id is None else f"&task={task_id}&map={'' if map_index is None else map_index}"
@@ -117,6 +127,7 @@ def start_environment() -> Iterator[Environment]:
             env = {
                 "AIRFLOW_CONN_WHISUL_DEFAULT": with_price(sandbox.connection),
                 "WHISUL_TEST_STORE": Path(folder, "store").as_uri(),
+                "AIRFLOW__WHISUL__STORED_SONGS_URL": json.dumps({Path(folder).as_uri(): STORED_URL}),
                 "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",
                 "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{name}:{role}" for name, role in USERS.items()),
                 "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(password_file),

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, Request, expect
 
 from tests.browser.environment import Environment, Runs
-from tests.browser.pages import change_songs, open_tab
+from tests.browser.pages import bar, change_songs, open_tab, play_button, player
 
 # The first test waits for Airflow and all runs.
 pytestmark = pytest.mark.timeout(600)
@@ -47,7 +47,7 @@ def test_users_who_may_not_read_xcoms_see_no_songs(env: Environment, runs: Runs)
 def test_a_viewer_sees_the_songs_of_other_dags(env: Environment, runs: Runs) -> None:
     with env.open_window("viewer") as context, context.new_page() as page:
         songs = open_tab(page, env.run_tab_url("tracks", runs.all_kinds))
-        expect(songs.get_by_role("status").first).to_have_text("17 songs: 14 done, 3 failed")
+        expect(songs.get_by_role("status").first).to_have_text("17 songs: 14 done, 3 failed, 17 submitted (1.36 USD)")
 
 
 @pytest.mark.parametrize(
@@ -62,13 +62,20 @@ def test_songs_are_removed_when_the_viewer_loses_access(
     env: Environment, runs: Runs, page: Page, status: int, words: str
 ) -> None:
     page.goto(env.page_url("tracks", runs.all_kinds))
-    expect(page.get_by_role("status").first).to_have_text("17 songs: 14 done, 3 failed")
+    expect(page.get_by_role("status").first).to_have_text("17 songs: 14 done, 3 failed, 17 submitted (1.36 USD)")
+    play_button(page.get_by_role("listitem").first).click()
+    expect(player(page)).not_to_have_js_property("currentTime", 0)
+    page.evaluate("window.playing = document.querySelector('.bar audio')")
     page.route("**/xcomEntries?*", lambda route: route.fulfill(status=status, body="{}"))
     # As when the viewer returns to the tab: the page refreshes.
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     expect(page.get_by_role("alert")).to_contain_text(words)
     expect(page.get_by_role("status").first).to_have_text("")
     assert page.get_by_role("listitem").count() == 0
+    expect(bar(page)).to_be_hidden()
+    page.wait_for_function("() => playing.paused")
+    for removed in (page.get_by_role("button"), page.get_by_role("combobox")):
+        assert removed.count() == 0
 
 
 def test_the_token_that_the_ui_of_airflow_3_1_0_stores_is_used(env: Environment, runs: Runs) -> None:
@@ -77,7 +84,7 @@ def test_the_token_that_the_ui_of_airflow_3_1_0_stores_is_used(env: Environment,
     with env.open_window(None) as context, context.new_page() as page:
         page.add_init_script(f"localStorage.setItem('token', '{token}')")
         page.goto(env.page_url("tracks", runs.all_kinds))
-        expect(page.get_by_role("status").first).to_have_text("17 songs: 14 done, 3 failed")
+        expect(page.get_by_role("status").first).to_have_text("17 songs: 14 done, 3 failed, 17 submitted (1.36 USD)")
         expect(page.get_by_role("listitem").first.get_by_role("heading")).to_be_visible()
 
 
@@ -110,9 +117,8 @@ def test_media_hosts_get_no_referrer_and_no_credentials(env: Environment, runs: 
     requests: list[Request] = []
     page.on("request", lambda request: requests.append(request) if "/media/" in request.url else None)
     songs = open_tab(page, env.task_tab_url("tracks", runs.all_kinds, "single"))
-    songs.locator("audio").focus()
-    page.keyboard.press("Space")
-    expect(songs.locator("audio")).not_to_have_js_property("currentTime", 0)
+    play_button(songs.get_by_role("listitem").first).click()
+    expect(player(songs)).not_to_have_js_property("currentTime", 0)
     assert {request.url.split("/")[4] for request in requests} == {"audio", "covers"}
     for request in requests:
         # The cookie is not checked: the media host is Airflow's host here. No browser sends it to another.

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.browser.environment import Environment, Runs
-from tests.browser.pages import change_run, change_songs, shorten_pauses
+from tests.browser.pages import bar, change_run, change_songs, play_button, player, shorten_pauses
 
 # The first test waits for Airflow and all runs.
 pytestmark = pytest.mark.timeout(600)
@@ -20,7 +20,7 @@ def test_the_page_says_that_airflow_fails_and_retries(env: Environment, runs: Ru
     page.goto(env.page_url("tracks", runs.all_kinds))
     expect(page.get_by_role("alert")).to_have_text("Airflow responded with status 503. Trying again.")
     page.unroute("**/xcomEntries?*")
-    expect(page.get_by_role("status").first).to_have_text("17 songs: 14 done, 3 failed")
+    expect(page.get_by_role("status").first).to_have_text("17 songs: 14 done, 3 failed, 17 submitted (1.36 USD)")
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
@@ -39,7 +39,7 @@ def test_a_cleared_run_is_refreshed_until_it_ends_again(env: Environment, runs: 
     shorten_pauses(page)
     page.goto(env.page_url("tracks", runs.all_kinds))
     count = page.get_by_role("status").first
-    expect(count).to_have_text("17 songs: 14 done, 3 failed")
+    expect(count).to_have_text("17 songs: 14 done, 3 failed, 17 submitted (1.36 USD)")
     # After the end the page requests the state of the run, but not its songs.
     while page.evaluate("pauses.length") < 3:
         page.wait_for_timeout(100)
@@ -47,18 +47,18 @@ def test_a_cleared_run_is_refreshed_until_it_ends_again(env: Environment, runs: 
     assert len(listed) == 1
 
     change_run(page, state="running", end_date=None)
-    expect(count).to_have_text("17 songs so far: 14 done, 3 failed")
+    expect(count).to_have_text("17 songs so far: 14 done, 3 failed, 17 submitted (1.36 USD)")
     while page.evaluate("pauses.at(-1)") >= 60_000:
         page.wait_for_timeout(100)
     change_run(page, state="success", end_date="2031-01-01T00:00:00Z")
-    expect(count).to_have_text("17 songs: 14 done, 3 failed")
+    expect(count).to_have_text("17 songs: 14 done, 3 failed, 17 submitted (1.36 USD)")
 
 
 def test_a_run_that_was_cleared_and_has_ended_again_is_listed_again(env: Environment, runs: Runs, page: Page) -> None:
     shorten_pauses(page)
     page.goto(env.page_url("tracks", runs.all_kinds))
     count = page.get_by_role("status").first
-    expect(count).to_have_text("17 songs: 14 done, 3 failed")
+    expect(count).to_have_text("17 songs: 14 done, 3 failed, 17 submitted (1.36 USD)")
     page.route("**/xcomEntries?*", lambda route: route.fulfill(json={"xcom_entries": [], "total_entries": 0}))
     change_run(page, end_date="2031-01-01T00:00:00Z")
     expect(count).to_have_text("This run has made no songs.")
@@ -89,7 +89,7 @@ def test_cards_that_failed_to_load_can_be_retried_without_losing_the_focus(
     page.unroute("**/xcomEntries/*")
     page.keyboard.press("Enter")
     expect(first.get_by_role("heading")).to_be_focused()
-    expect(first.locator("audio")).to_be_visible()
+    expect(play_button(first)).to_be_visible()
 
 
 def test_cards_that_failed_to_load_are_filled_when_airflow_works_again(
@@ -101,7 +101,7 @@ def test_cards_that_failed_to_load_are_filled_when_airflow_works_again(
     first = page.get_by_role("listitem").first
     expect(first.get_by_text("This song could not be loaded.")).to_be_visible()
     page.unroute("**/xcomEntries/*")
-    expect(first.locator("audio")).to_be_visible()
+    expect(play_button(first)).to_be_visible()
 
 
 def write_again(page: Page, **fields: Any) -> None:
@@ -122,11 +122,9 @@ def play_first_song(env: Environment, runs: Runs, page: Page) -> Locator:
     change_run(page, state="running", end_date=None)
     page.goto(env.page_url("tracks", runs.all_kinds))
     first = page.get_by_role("listitem").first
-    player = first.locator("audio")
-    player.focus()
-    page.keyboard.press("Space")
-    expect(player).not_to_have_js_property("currentTime", 0)
-    player.evaluate("audio => { window.playing = audio; }")
+    play_button(first).click()
+    expect(player(page)).not_to_have_js_property("currentTime", 0)
+    player(page).evaluate("audio => { window.playing = audio; }")
     return first
 
 
@@ -140,7 +138,7 @@ def test_a_song_goes_on_playing_when_its_xcom_is_written_again(
     write_again(page, title="another title", **changed)
     expect(first.get_by_role("heading")).to_have_text("another title")
     assert page.evaluate("playing.isConnected && !playing.paused")
-    assert first.locator("audio").evaluate("audio => audio === playing")
+    expect(first.get_by_role("button", name="Pause another title")).to_be_visible()
     link = first.get_by_role("link", name="Open another title")
     expect(link).to_be_visible()
     if ending is not None:
@@ -155,12 +153,18 @@ def test_a_song_whose_address_expires_while_it_plays_can_be_played_from_its_new_
     write_again(page, title="another title", song_url=url)
     expect(first.get_by_role("heading")).to_have_text("another title")
     page.evaluate("playing.dispatchEvent(new Event('error'))")
-    expect(first.locator("audio")).to_have_attribute("src", url)
+    expect(player(page)).to_have_attribute("src", url)
+    expect(player(page)).not_to_have_js_property("currentTime", 0)
     assert first.get_by_text("The song cannot be played.").count() == 0
 
 
-def test_the_player_of_another_job_replaces_one_that_plays(env: Environment, runs: Runs, page: Page) -> None:
+def test_a_song_plays_on_although_its_card_shows_another_job(env: Environment, runs: Runs, page: Page) -> None:
     first = play_first_song(env, runs, page)
+    title = bar(page).get_by_role("button").first.inner_text()
+    url = page.evaluate("playing.src")
     write_again(page, title="another title", job_id="another-job", song_url=env.make_song()["song_url"])
     expect(first.get_by_role("heading")).to_have_text("another title")
-    assert first.locator("audio").evaluate("audio => audio !== playing")
+    # The card's button is about the new song, the bar about the one that plays.
+    expect(first.get_by_role("button", name="Play another title")).to_be_visible()
+    assert page.evaluate("!playing.paused && playing.src") == url
+    expect(bar(page).get_by_role("button").first).to_have_text(title)

@@ -28,9 +28,9 @@ RATE_LIMIT = 1
 BLOCK_SECONDS = 6.0
 
 PODS = 60
-#: Of the seconds that the limit needs at least, and for the start of the processes.
+#: Of the seconds that the limit needs at least, and for the start of sixty processes: a busy machine is slow with it.
 MAX_SLOWDOWN = 1.3
-START_SECONDS = 15.0
+START_SECONDS = 90.0
 MAX_THROTTLED = 10
 
 PODS_APART = 15

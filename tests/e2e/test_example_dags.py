@@ -12,7 +12,22 @@ import pytest
 
 from airflow_provider_whisul.api.models import Song
 from dev.demo import read_prompts
-from tests.e2e.conftest import BATCH_SONGS, EXAMPLE_DAGS, KEEP, NIGHTLY, ONE_SONG, RETRY, THOUSAND, TOLD, Finished
+from tests.e2e import people
+from tests.e2e.conftest import (
+    ASYNC_TASK,
+    BATCH_SONGS,
+    EXAMPLE_DAGS,
+    KEEP,
+    NIGHTLY,
+    ONE_SONG,
+    PROMPT_FILES,
+    RETRY,
+    SINCE_3_2,
+    TASKFLOW,
+    THOUSAND,
+    TOLD,
+    Finished,
+)
 from tests.support.reconciliation import differences, printed_ledger, read_machine_ledger
 from tests.support.servers import fetched
 
@@ -21,6 +36,15 @@ pytestmark = pytest.mark.timeout(900)
 
 PROMPTS = read_prompts(EXAMPLE_DAGS / f"{NIGHTLY}.py")
 KEPT_PROMPTS = read_prompts(EXAMPLE_DAGS / f"{KEEP}.py")
+DUET_PROMPTS = read_prompts(EXAMPLE_DAGS / f"{ASYNC_TASK}.py") if SINCE_3_2 else []
+FILE_PROMPTS = [
+    "a lullaby for a lighthouse keeper:\nslow, a music box, no drums",
+    "a reveille for a lighthouse keeper:\nbright, a single trumpet",
+]
+LINE_PROMPTS = [
+    "rain on a tin roof, brushes and an upright bass",
+    f"rain over the harbour, slow strings, for {PROMPT_FILES}",
+]
 SONG_KEYS = set(Song.__annotations__)
 MAX_THROTTLED = 10
 
@@ -105,6 +129,50 @@ def test_the_batch_has_all_its_songs_in_one_task(finished: Finished) -> None:
         assert (result["status"], result["error"], set(result["song"])) == ("completed", None, SONG_KEYS)
 
 
+def test_prompts_are_read_from_files_beside_the_dag(finished: Finished) -> None:
+    assert [_xcom(finished, PROMPT_FILES, "watch", index)["prompt"] for index in range(2)] == FILE_PROMPTS
+    assert [result["prompt"] for result in _xcom(finished, PROMPT_FILES, "rain")] == LINE_PROMPTS
+    labels = [task[4] for task in _tasks(finished, PROMPT_FILES) if task[0] == "watch"]
+    assert [label and label.split(":")[0] for label in labels] == [prompt.split(":")[0] for prompt in FILE_PROMPTS]
+
+
+@pytest.mark.skipif(not SINCE_3_2, reason="Airflow has async tasks from 3.2 on.")
+def test_an_async_task_has_its_songs(finished: Finished) -> None:
+    assert _tasks(finished, ASYNC_TASK) == [("duet", -1, "success", 1, None)]
+    songs = _xcom(finished, ASYNC_TASK, "duet")
+    assert [song["prompt"] for song in songs] == DUET_PROMPTS
+    assert {finished.sandbox.jobs[song["job_id"]].prompt for song in songs} == set(DUET_PROMPTS)
+    entries = read_machine_ledger(finished.airflow.home).entries
+    submitted_by = {entry.submission.task_id for entry in entries if entry.submission.dag_id == ASYNC_TASK}
+    assert submitted_by == {"duet"}
+    log = finished.airflow.task_log(ASYNC_TASK, finished.run_ids[ASYNC_TASK], "duet")
+    # What the thread logs is in the task's log.
+    assert all(f"as job {song['job_id']}" in log for song in songs)
+
+
+def test_songs_of_functions_go_on_to_another_task(finished: Finished) -> None:
+    places = ("a lighthouse", "an empty ballroom")
+    waltzes = [f"a slow waltz for {place}" for place in places]
+    assert _tasks(finished, TASKFLOW) == [
+        ("encores", -1, "success", 1, None),
+        ("overture", -1, "success", 1, None),
+        ("programme", -1, "success", 1, None),
+        ("song", 0, "success", 1, waltzes[0]),
+        ("song", 1, "success", 1, waltzes[1]),
+    ]
+    overture = _xcom(finished, TASKFLOW, "overture")
+    assert overture["prompt"] == "a bright overture for a small theatre"
+    assert {key: _xcom(finished, TASKFLOW, "overture", key=key) for key in SONG_KEYS} == overture
+    songs = [overture, *(_xcom(finished, TASKFLOW, "song", index) for index in range(2))]
+    encores = _xcom(finished, TASKFLOW, "encores")
+    assert [song["prompt"] for song in songs[1:]] == waltzes
+    assert [encore["prompt"] for encore in encores] == [f"a short encore for {place}" for place in places]
+    assert _xcom(finished, TASKFLOW, "programme") == [
+        *(song["title"] for song in songs),
+        *(encore["song"]["title"] for encore in encores),
+    ]
+
+
 def test_songs_are_stored_and_the_asset_event_starts_the_next_dag(finished: Finished) -> None:
     folder = finished.kept / finished.run_ids[KEEP]
     manifest = _xcom(finished, KEEP, "keep")
@@ -132,8 +200,10 @@ def test_each_song_is_paid_for_once(finished: Finished) -> None:
     )
     retried = f"[sandbox:fail=1] a sea shanty about second chances, for {finished.run_ids[RETRY]}"
     lo_fi = _xcom(finished, ONE_SONG, "song")["prompt"]
-    batch = [result["prompt"] for result in _xcom(finished, THOUSAND, "songs")]
-    assert posts == {**dict.fromkeys([*PROMPTS, *KEPT_PROMPTS, *batch], 1), lo_fi: 1, retried: 2}
+    batches = [*_xcom(finished, THOUSAND, "songs"), *_xcom(finished, TASKFLOW, "encores")]
+    songs = [_xcom(finished, TASKFLOW, "overture"), *(_xcom(finished, TASKFLOW, "song", index) for index in range(2))]
+    others = [*KEPT_PROMPTS, *DUET_PROMPTS, *FILE_PROMPTS, *LINE_PROMPTS, *(s["prompt"] for s in [*batches, *songs])]
+    assert posts == {**dict.fromkeys([*PROMPTS, *others], 1), lo_fi: 1, retried: 2, **people.SUBMITTED}
 
 
 def test_the_ledger_says_what_the_sandbox_counts(finished: Finished) -> None:
@@ -182,9 +252,9 @@ def test_the_api_key_is_only_in_the_authorization_header(finished: Finished) -> 
     assert {request.status for request in requests} <= {200, 202, 429}
 
     # The logs, the database with its XComs and trigger arguments, and whatever else Airflow has written.
-    files = [path for path in finished.airflow.home.rglob("*") if path.is_file()]
+    files = finished.airflow.files()
     assert any("task_id=song" in str(path) for path in files)
-    assert not [path for path in files if finished.key.encode() in path.read_bytes()]
+    assert not [path for path, content in files.items() if finished.key.encode() in content]
 
     for process in psutil.process_iter():
         try:

@@ -125,7 +125,17 @@ def thread_clock(loop: VirtualLoop, jitter: float = 0.0) -> Clock:
     def sleep(seconds: float) -> None:
         asyncio.run_coroutine_threadsafe(async_sleep(seconds), loop).result()
 
-    return Clock(time=loop.wall, monotonic=loop.time, sleep=sleep, random=lambda: jitter)
+    async def on_loops_time(coroutine: Coroutine[Any, Any, T]) -> T:
+        loop.virtual.threads -= 1
+        try:
+            return await coroutine
+        finally:
+            loop.virtual.threads += 1
+
+    def run(coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(on_loops_time(coroutine), loop).result()
+
+    return Clock(time=loop.wall, monotonic=loop.time, sleep=sleep, random=lambda: jitter, run=run)
 
 
 def run_virtually(main: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:

@@ -29,7 +29,7 @@ LAYERS = (
     {"triggers"},
     {"tracks"},
     {"operators"},
-    {"sensors", "transfers"},
+    {"decorators", "sensors", "transfers"},
 )
 
 #: The sandbox stands beside the layers: it imports nothing of the package, and nothing of the package imports it.

@@ -28,6 +28,7 @@ from airflow_provider_whisul.outage import Outage
 from airflow_provider_whisul.polling import (
     DEFAULT_POLL_INTERVAL,
     DEFAULT_TIMEOUT,
+    LAST_POLL_MAX_WAIT,
     MAX_CONSECUTIVE_POLL_FAILURES,
     NOT_FOUND_GRACE,
     SONG_URL_GRACE,
@@ -36,6 +37,7 @@ from airflow_provider_whisul.polling import (
     _in_seconds,
     check_poll_interval,
     check_timeout,
+    last_poll_max_wait,
 )
 from airflow_provider_whisul.rate_limit.backoff import NotBefore
 
@@ -505,3 +507,8 @@ def test_a_positive_timeout_is_accepted(value: float | timedelta) -> None:
 def test_a_timeout_that_is_not_positive_is_refused_with_the_reason(value: float | timedelta) -> None:
     with pytest.raises(ValueError, match=r"^timeout is \S+ s; it must be a positive number of seconds\.$"):
         check_timeout(value)
+
+
+def test_the_last_polls_of_many_jobs_wait_longer_unless_airflow_ends_the_task_meanwhile() -> None:
+    assert last_poll_max_wait(1_000, "timeout", on_worker=True) == last_poll_max_wait(1_000, "timeout") == 240
+    assert last_poll_max_wait(1_000, "execution_timeout", on_worker=True) == LAST_POLL_MAX_WAIT

@@ -1,4 +1,4 @@
-// The DAG run or the task instance whose songs the page shows, and its URL in Airflow's REST API.
+// The DAG run, the task instance or the DAG whose songs the page shows, and its URL in Airflow's REST API.
 
 function decode(text) {
   try {
@@ -16,6 +16,7 @@ function readAddress({ search, hash }) {
   const value = (name) => decode(new RegExp(`[?&]${name}=([^&]*)`).exec(head)?.[1] ?? "");
   const map = value("map");
   return {
+    // Blank on the page over all DAGs.
     dag: value("dag"),
     // Null in the tab of a DAG run.
     task: value("task") || null,
@@ -27,9 +28,15 @@ function readAddress({ search, hash }) {
 
 export const address = readAddress(location);
 
-export const runUrl = new URL(
-  `../api/v2/dags/${encodeURIComponent(address.dag)}/dagRuns/${encodeURIComponent(address.run)}`,
-  location.href.split(/[?#]/)[0],
-).href;
+const base = new URL("..", location.href.split(/[?#]/)[0]).href;
+
+export const dagsUrl = `${base}api/v2/dags`;
+
+export const runUrl = `${dagsUrl}/${encodeURIComponent(address.dag)}/dagRuns/${encodeURIComponent(address.run)}`;
+
+// The Tracks tab of a run in Airflow's UI.
+export function tracksTabUrl(dag, run) {
+  return `${base}dags/${encodeURIComponent(dag)}/runs/${encodeURIComponent(run)}/plugin/whisul-tracks`;
+}
 
 export const tasksUrl = `${runUrl}/taskInstances`;

@@ -12,6 +12,7 @@ const EXPECTED_KEY = /^whisul_expected_(\d{1,7})$/;
 const MAX_CARDS = 20;
 const PAGE_SIZE = 100;
 const TIMEOUT_MS = 30_000;
+const NOT_READABLE = address.dag ? "the XComs of this DAG, where its songs are" : "XComs, where the songs are";
 const ENDED = new Set(["success", "failed", "skipped", "upstream_failed", "removed"]);
 
 class HttpError extends Error {
@@ -35,9 +36,9 @@ export function describeError(error) {
     case 401:
       return "Your session is over. Log in to Airflow again, then reload this page.";
     case 403:
-      return "You may not read the XComs of this DAG, where its songs are. Ask an administrator of Airflow.";
+      return `You may not read ${NOT_READABLE}. Ask an administrator of Airflow.`;
     case 404:
-      return "Airflow has no such run or task, or you may not see it.";
+      return `Airflow has no such ${address.run ? "run or task" : "DAG"}, or you may not see it.`;
     default:
       return error.message;
   }
@@ -76,7 +77,7 @@ async function statusOf(response) {
   return response.status;
 }
 
-async function get(url) {
+export async function get(url) {
   let response = await request(url);
   let status = await statusOf(response);
   const token = status === 401 ? storedToken() : null;
@@ -101,35 +102,51 @@ export async function readState() {
 }
 
 // The XCom entries that hold cards, in the order in which they are shown, without their values; how many songs are
-// pending, none where the run or the task has ended; whether some of those are of a batch; and what the tasks have
-// submitted.
+// pending, none where the run or the task has ended; whether some of those are of a batch; what the tasks have submitted;
+// and the entries of stored songs that are not shown, since the run's tab shows each song once: that of the task that
+// made it.
 export async function listEntries(hasEnded) {
   const task = address.task === null ? "~" : encodeURIComponent(address.task);
-  const mapped = address.map === null ? "" : `&map_index=${address.map}`;
+  const mapped = address.map === null ? "" : `map_index=${address.map}`;
+  return arrangeEntries(await listXComs(`${tasksUrl}/${task}/xcomEntries?${mapped}`), hasEnded);
+}
+
+// The XComs of this package, as Airflow lists them. `url` says of what, and has a query already.
+export function listXComs(url) {
+  return getAll(`${url}&xcom_key_pattern=${KEY}`, "xcom_entries");
+}
+
+// All items of a list of Airflow's, page by page. `name` is what Airflow's response calls them.
+export async function getAll(url, name) {
+  const all = [];
+  for (;;) {
+    const page = await get(`${url}&limit=${PAGE_SIZE}&offset=${all.length}`);
+    all.push(...page[name]);
+    if (page[name].length === 0 || all.length >= page.total_entries) return all;
+  }
+}
+
+// As `listEntries` returns them, from the listed XComs of one run or task.
+export function arrangeEntries(xcoms, hasEnded) {
   const entries = new Map();
   const expected = new Map();
   const submitted = new Map();
-  for (let offset = 0; ; ) {
-    const url = `${tasksUrl}/${task}/xcomEntries?xcom_key_pattern=${KEY}&limit=${PAGE_SIZE}&offset=${offset}${mapped}`;
-    const page = await get(url);
-    for (const found of page.xcom_entries) {
-      const entry = readKey(found);
-      const target = { expected, submitted }[entry?.kind] ?? entries;
-      // A task that submits more leaves the entry from before. And Airflow 3.1.0 can keep one of an earlier try.
-      if (entry !== null && !(target.get(entry.id)?.timestamp > entry.timestamp)) target.set(entry.id, entry);
-    }
-    offset += page.xcom_entries.length;
-    if (page.xcom_entries.length === 0 || offset >= page.total_entries) break;
+  const stored = new Map();
+  for (const found of xcoms) {
+    const entry = readKey(found);
+    const target = { expected, submitted, ...(address.task === null && { stored }) }[entry?.kind] ?? entries;
+    // A task that submits more leaves the entry from before. And Airflow 3.1.0 can keep one of an earlier try.
+    if (entry !== null && !(target.get(entry.id)?.timestamp > entry.timestamp)) target.set(entry.id, entry);
   }
   const { pending, hasBatch } = hasEnded ? { pending: 0, hasBatch: false } : addPending(entries, expected);
   const inOrder = [...entries.values()].sort(
     (a, b) => (a.task < b.task ? -1 : a.task > b.task ? 1 : 0) || a.map - b.map || a.first - b.first,
   );
-  return { entries: inOrder, pending, hasBatch, submitted: [...submitted.values()] };
+  return { entries: inOrder, pending, hasBatch, submitted: [...submitted.values()], stored: [...stored.values()] };
 }
 
 function readKey({ key, task_id, map_index, timestamp }) {
-  const common = { task: task_id, map: map_index, key, timestamp };
+  const common = { task: task_id, group: task_id, map: map_index, key, timestamp, tasksUrl };
   const id = JSON.stringify([task_id, map_index]);
   const submitted = readSubmitted(key);
   if (submitted !== null) return { id, kind: "submitted", timestamp, ...submitted };
@@ -138,8 +155,7 @@ function readKey({ key, task_id, map_index, timestamp }) {
     return { ...common, id, kind: "expected", first: Number.MAX_SAFE_INTEGER, songs: Number(total), failed: 0 };
   }
   const parts = KEY_PARTS.exec(key);
-  // The run's tab shows each song once: that of the task that made it.
-  if (parts === null || (parts[1] === "stored" && address.task === null)) return null;
+  if (parts === null) return null;
   const [first, songs, failed] = parts.slice(2).map(Number);
   return { ...common, id: JSON.stringify([task_id, map_index, first]), kind: parts[1], first, songs, failed };
 }
@@ -164,7 +180,7 @@ function addPending(entries, expected) {
 
 // The songs of an entry, null where a custom XCom backend keeps them elsewhere.
 export async function readSongs(entry) {
-  const url = `${tasksUrl}/${encodeURIComponent(entry.task)}/xcomEntries/${entry.key}?map_index=${entry.map}`;
+  const url = `${entry.tasksUrl}/${encodeURIComponent(entry.task)}/xcomEntries/${entry.key}?map_index=${entry.map}`;
   let { value } = await get(url);
   if (typeof value === "string") {
     try {

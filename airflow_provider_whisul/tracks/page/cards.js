@@ -1,9 +1,11 @@
 // The card of a song: empty, with the song, with the reason why there is none, with the prompt of a song that is
 // pending, or with the reason why it was not read.
 
+import { createControls } from "./controls.js";
 import { createCover } from "./cover.js";
+import { formatDuration } from "./durations.js";
 import { element, keepFocus, outsideText, setText, textOrNull, urlOrNull } from "./elements.js";
-import { createPlayer } from "./player.js";
+import { tagsOf } from "./filters.js";
 import { downloadLink, openLink } from "./song_links.js";
 
 const UNREADABLE =
@@ -14,7 +16,19 @@ export function createCard(entry) {
   const body = element("div", "body", element("p", "hidden", "Loading"));
   const item = element("li", "card", element("div", "cover"), body);
   item.setAttribute("aria-busy", "true");
-  return { entry, item, near: false, media: [], job: null, shown: null, loadError: null };
+  return {
+    entry,
+    item,
+    near: false,
+    media: [],
+    // Undefined until it was read, and null where the page cannot read it.
+    song: undefined,
+    // Whether the entry has no song for this card.
+    isMissing: false,
+    controls: null,
+    shown: null,
+    loadError: null,
+  };
 }
 
 export function setNear(card, near) {
@@ -26,11 +40,12 @@ export function setNear(card, near) {
 }
 
 export function showSong(card, song) {
-  // What is shown already stays as it is, and a song goes on playing.
+  // What is shown already stays as it is.
   const shown = JSON.stringify(song);
   if (card.shown === shown) return;
+  card.song = song !== null && typeof song === "object" ? song : null;
   fill(card, () => {
-    if (song === null || typeof song !== "object") fillWithMessage(card, UNREADABLE);
+    if (card.song === null) fillWithMessage(card, UNREADABLE);
     else if (song.status === "failed") fillWithFailure(card, song);
     else if (song.status === "pending") fillWithPending(card, song);
     else fillWithSong(card, song);
@@ -48,8 +63,9 @@ export function showLoadError(card, message, retry) {
 
 function fill(card, change) {
   card.loadError = null;
-  card.item.classList.remove("failed", "pending");
-  keepFocus(card.item, "h3, .broken", change);
+  card.item.classList.remove("failed", "pending", "current");
+  const onPlay = document.activeElement?.classList.contains("play") ? ["button.play"] : [];
+  keepFocus(card.item, [...onPlay, "h3", ".broken"], change);
   card.item.removeAttribute("aria-busy");
   if (card.near) for (const media of card.media) media.mount();
 }
@@ -61,34 +77,22 @@ function fillWithSong(card, song) {
   const duration = song.duration_seconds;
   if (duration >= 0 && Number.isFinite(duration)) facts.push(formatDuration(duration));
   const stored = textOrNull(song.stored_as);
-  const [oldCover, oldPlayer] = card.media;
+  const [oldCover] = card.media;
   const cover = oldCover?.source === song.image_url ? oldCover : createCover(song.image_url, title);
-  const job = textOrNull(song.job_id);
-  // The address of a song may change, such as where it is signed again.
-  const goesOn = job !== null && job === card.job && oldPlayer?.isPlaying();
-  const player = goesOn || oldPlayer?.source === song.song_url ? oldPlayer : createPlayer(song.song_url, title);
-  player.setNextSource(song.song_url);
-  const before = [
+  card.controls = createControls(card, title);
+  const body = element(
+    "div",
+    "body",
     outsideText("h3", "title", title),
     promptElement(song),
     facts.length ? element("p", "facts", facts.join(" · ")) : null,
     stored && outsideText("p", "job", `Stored as ${stored}`),
     tagsElement(song),
-  ];
-  const after = actionsElement(song, title);
-  if (player === oldPlayer) replaceAround(card.item, cover, player, before, after);
-  else card.item.replaceChildren(cover.container, element("div", "body", ...before, player.container, after));
-  card.media = [cover, player];
-  card.job = job;
-}
-
-// Replaces all of a card but its player, which would stop if it left the page.
-function replaceAround(item, cover, player, before, after) {
-  if (item.firstChild !== cover.container) item.firstChild.replaceWith(cover.container);
-  const body = player.container.parentNode;
-  for (const child of [...body.children]) if (child !== player.container) child.remove();
-  player.container.before(...before.filter((child) => child !== null));
-  if (after !== null) player.container.after(after);
+    card.controls.container,
+    actionsElement(song, title),
+  );
+  card.item.replaceChildren(cover.container, body);
+  card.media = [cover];
 }
 
 function fillWithFailure(card, song) {
@@ -141,6 +145,7 @@ function fillWithMessage(card, text, retry = null) {
 // A card without media.
 function showBare(card, label, ...children) {
   card.media = [];
+  card.controls = null;
   const cover = element("div", "cover", label && element("p", "", label));
   card.item.replaceChildren(cover, element("div", "body", ...children));
 }
@@ -154,7 +159,7 @@ function promptElement(song) {
 }
 
 function tagsElement(song) {
-  const tags = Array.isArray(song.tags) ? song.tags.map(textOrNull).filter((tag) => tag !== null) : [];
+  const tags = tagsOf(song);
   if (tags.length === 0) return null;
   const list = element("ul", "tags", ...tags.map((tag) => outsideText("li", "", tag)));
   list.setAttribute("aria-label", "Tags");
@@ -168,9 +173,4 @@ function actionsElement(song, title) {
   const status = element("span", "facts");
   status.setAttribute("role", "status");
   return element("p", "actions", openLink(title, url), downloadLink(title, url, status), status);
-}
-
-function formatDuration(seconds) {
-  const whole = Math.round(seconds);
-  return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
 }

@@ -38,13 +38,15 @@ export function setText(target, text) {
   if (target.textContent !== text) target.textContent = text;
 }
 
-// Replaces a part of the page. If the focus was in it, the focus moves to its successor: else it would be lost, and
-// the keyboard would start at the top of the page again.
-export function keepFocus(container, selector, change) {
+// Replaces a part of the page. If the focus was in it, the focus moves to its successor, the first that one of the
+// selectors finds: else it would be lost, and the keyboard would start at the top of the page again.
+export function keepFocus(container, selectors, change) {
   const hadFocus = container.contains(document.activeElement);
   change();
-  const next = hadFocus ? container.querySelector(selector) : null;
-  if (next === null) return;
-  next.tabIndex = -1;
+  if (!hadFocus || container.contains(document.activeElement)) return;
+  const next = selectors.map((selector) => container.querySelector(selector)).find((found) => found !== null);
+  if (next === undefined) return;
+  // What cannot have the focus by itself.
+  if (next.tabIndex < 0) next.tabIndex = -1;
   next.focus({ preventScroll: true });
 }

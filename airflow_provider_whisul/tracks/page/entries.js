@@ -8,6 +8,7 @@ const MAX_CONCURRENT_REQUESTS = 4;
 const NEAR = "800px";
 
 const cards = new WeakMap();
+let whenRead = () => {};
 // The entries to read, the next one last.
 const stack = [];
 let requests = 0;
@@ -26,9 +27,17 @@ const observer = new IntersectionObserver(
   { root: document, rootMargin: `${NEAR} 0px` },
 );
 
+// `listener` is called after the songs of an entry were read.
+export function listenForSongs(listener) {
+  whenRead = listener;
+}
+
 // Gives an entry of the list its cards, which are still empty. Its state is new, waiting, reading, filled or removed.
 export function addCards(entry) {
   entry.state = "new";
+  // Whether it is read although none of its cards is near, and who waits for that.
+  entry.wanted = false;
+  entry.waiters = [];
   entry.cards = [];
   fitCards(entry);
 }
@@ -40,7 +49,7 @@ export function updateEntry(entry, latest) {
   fitCards(entry);
   if (entry.state === "reading") entry.outdated = true;
   else if (entry.state === "filled") entry.state = "new";
-  if (isNear(entry)) push(entry);
+  if (isDue(entry)) push(entry);
   readNext();
 }
 
@@ -59,6 +68,7 @@ function fitCards(entry) {
 
 export function removeCards(entry) {
   entry.state = "removed";
+  settle(entry);
   for (const { item } of entry.cards) {
     observer.unobserve(item);
     item.remove();
@@ -67,8 +77,37 @@ export function removeCards(entry) {
 
 // Reads the entries that could not be read before. All others that are near have been requested.
 export function retryFailed(entries) {
-  for (const entry of entries) if (isNear(entry)) push(entry);
+  for (const entry of entries) if (isDue(entry)) push(entry);
   readNext();
+}
+
+// Reads an entry before all others. Resolves when that was tried, also if it failed.
+export function readNow(entry) {
+  if (entry.state === "filled" || entry.state === "removed") return Promise.resolve();
+  entry.wanted = true;
+  if (entry.state === "waiting") stack.push(entry);
+  else push(entry);
+  const tried = new Promise((resolve) => entry.waiters.push(resolve));
+  readNext();
+  return tried;
+}
+
+// Reads all these entries, after those that are near.
+export function readAll(entries) {
+  // Also those that wait, whose cards may no longer be near when it is their turn.
+  for (const entry of entries) entry.wanted = true;
+  const others = entries.filter((entry) => entry.state === "new");
+  for (const entry of others) entry.state = "waiting";
+  stack.unshift(...others.reverse());
+  readNext();
+}
+
+function settle(entry) {
+  for (const resolve of entry.waiters.splice(0)) resolve();
+}
+
+function isDue(entry) {
+  return entry.wanted || isNear(entry);
 }
 
 function isNear(entry) {
@@ -86,7 +125,7 @@ function readNext() {
     // The latest first: its cards are in view, however fast the viewer scrolls.
     const entry = stack.pop();
     if (entry.state !== "waiting") continue;
-    if (!isNear(entry)) {
+    if (!isDue(entry)) {
       entry.state = "new";
       continue;
     }
@@ -111,7 +150,7 @@ async function read(entry) {
   if (entry.state === "removed") return;
   entry.state = failure !== null || entry.outdated ? "new" : "filled";
   if (entry.outdated) {
-    if (isNear(entry)) push(entry);
+    if (isDue(entry)) push(entry);
     return;
   }
   if (failure !== null) {
@@ -121,11 +160,14 @@ async function read(entry) {
       readNext();
     };
     for (const card of entry.cards) showLoadError(card, `This song could not be loaded. ${reason}`, retry);
+    settle(entry);
     return;
   }
   entry.cards.forEach((card, index) => {
     // A task writes the songs that are pending a moment after those that are done.
-    card.item.hidden = entry.kind === "expected" && songs !== null && index >= songs.length;
-    if (!card.item.hidden) showSong(card, songs?.[index] ?? null);
+    card.isMissing = entry.kind === "expected" && songs !== null && index >= songs.length;
+    if (!card.isMissing) showSong(card, songs?.[index] ?? null);
   });
+  settle(entry);
+  whenRead();
 }

@@ -26,9 +26,9 @@ function fileNameFor(title, url) {
   return (name.replace(/\s+/g, " ").trim().replace(/^[. ]+/, "").slice(0, 80) || "song") + ending;
 }
 
-export function openLink(title, url) {
+export function openLink(title, url, text = "Open") {
   const link = anchor(document, url);
-  link.append("Open");
+  link.append(text);
   link.setAttribute("aria-label", `Open ${title}`);
   const follow = (event) => {
     if (window.parent === window || event.button > 1) return;
@@ -40,6 +40,19 @@ export function openLink(title, url) {
   return link;
 }
 
+// Saves a song as a file. Rejects where the media host does not let pages read it, or does not have it, and when
+// `signal` is aborted.
+export async function saveSong(title, url, signal = null) {
+  // Not the player's cached response: it may have been requested without CORS, so that the page may not read it.
+  const response = await fetch(url, { cache: "no-store", credentials: "omit", referrerPolicy: "no-referrer", signal });
+  if (!response.ok) throw new Error(`The media host responded with status ${response.status}.`);
+  // A type that browsers save, whatever type the media host names: they must not open it as a page of Airflow's.
+  const file = new Blob([await response.blob()], { type: "application/octet-stream" });
+  const fileUrl = URL.createObjectURL(file);
+  followOutsideFrame(fileUrl, fileNameFor(title, url));
+  setTimeout(() => URL.revokeObjectURL(fileUrl), 60_000);
+}
+
 // `status` is the element that says how far the download is.
 export function downloadLink(title, url, status) {
   const link = anchor(document, url);
@@ -49,14 +62,7 @@ export function downloadLink(title, url, status) {
     event.preventDefault();
     status.textContent = "Downloading…";
     try {
-      // Not the player's cached response: it was requested without CORS, so the page may not read it.
-      const response = await fetch(url, { cache: "no-store", credentials: "omit", referrerPolicy: "no-referrer" });
-      if (!response.ok) throw new Error(`The media host responded with status ${response.status}.`);
-      // A type that browsers save, whatever type the media host names: they must not open it as a page of Airflow's.
-      const file = new Blob([await response.blob()], { type: "application/octet-stream" });
-      const fileUrl = URL.createObjectURL(file);
-      followOutsideFrame(fileUrl, fileNameFor(title, url));
-      setTimeout(() => URL.revokeObjectURL(fileUrl), 60_000);
+      await saveSong(title, url);
       status.textContent = "";
     } catch {
       // The media host lets pages play a song, but not read it.

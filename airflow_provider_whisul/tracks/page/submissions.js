@@ -1,20 +1,18 @@
-// What the songs cost that were submitted. Amounts are exact: whole numbers of the smallest part of a unit.
+// How many songs were submitted, and what they cost. Amounts are exact: whole numbers of the smallest part of a unit.
 
-// As airflow_provider_whisul.tracks.submissions makes the key: how many songs, the price of one, its unit.
-const SUBMITTED_KEY = /^whisul_submitted_(\d{1,9})_(\d{1,7})(?:\.(\d{1,9}))?_([A-Za-z0-9-]*)$/;
+// As airflow_provider_whisul.tracks.submissions makes the key: how many songs and, where it is known, the price of one
+// and its unit.
+const SUBMITTED_KEY = /^whisul_submitted_(\d{1,9})(?:_(\d{1,7})(?:\.(\d{1,9}))?_([A-Za-z0-9-]*))?$/;
 const MAX_DECIMALS = 9;
 const CREDIT = /^(credit)s?$/i;
 
-// The songs, the price and the unit in an XCom's key, null if the key holds none.
+// The songs and the price in an XCom's key, null if the key holds none. The price is null where it is not known.
 export function readSubmitted(key) {
   const [found, songs, whole, fraction = "", unit] = SUBMITTED_KEY.exec(key) ?? [null];
   if (found === null) return null;
-  return {
-    songs: Number(songs),
-    price: BigInt(whole + fraction.padEnd(MAX_DECIMALS, "0")),
-    decimals: fraction.length,
-    unit: decodeUnit(unit),
-  };
+  if (whole === undefined) return { songs: Number(songs), price: null };
+  const amount = BigInt(whole + fraction.padEnd(MAX_DECIMALS, "0"));
+  return { songs: Number(songs), price: { amount, decimals: fraction.length, unit: decodeUnit(unit) } };
 }
 
 function decodeUnit(unit) {
@@ -25,20 +23,26 @@ function decodeUnit(unit) {
   }
 }
 
-// Such as "Submitted 3 songs (0.24 USD)", blank if there is none. Tasks may have prices in different units.
+// Such as "3 submitted (0.24 USD)", blank if there is none. Tasks may have prices in different units, or none.
 export function describeSubmitted(submitted) {
   const sums = new Map();
   let songs = 0;
+  let priced = 0;
   for (const each of submitted) {
-    const sum = sums.get(each.unit) ?? { amount: 0n, decimals: 0, unit: each.unit };
-    sum.amount += BigInt(each.songs) * each.price;
-    sum.decimals = Math.max(sum.decimals, each.decimals);
-    sums.set(each.unit, sum);
     songs += each.songs;
+    if (each.price === null) continue;
+    priced += each.songs;
+    const { amount, decimals, unit } = each.price;
+    const sum = sums.get(unit) ?? { amount: 0n, decimals: 0, unit };
+    sum.amount += BigInt(each.songs) * amount;
+    sum.decimals = Math.max(sum.decimals, decimals);
+    sums.set(unit, sum);
   }
   if (songs === 0) return "";
+  const text = `${songs.toLocaleString("en")} submitted`;
+  if (priced === 0) return text;
   const amounts = [...sums.values()].map(formatAmount).join(" + ");
-  return `Submitted ${songs.toLocaleString("en")} ${songs === 1 ? "song" : "songs"} (${amounts})`;
+  return `${text} (${amounts}${priced < songs ? ` for ${priced.toLocaleString("en")} of them` : ""})`;
 }
 
 function formatAmount({ amount, decimals, unit }) {

@@ -2,9 +2,11 @@
 
 import { describeError, isFinal, listEntries, readState } from "./airflow_api.js";
 import { setText } from "./elements.js";
+import { stop } from "./player.js";
 import { countSongs, retryFailedEntries, showEntries } from "./song_lists.js";
-import { describeSubmitted } from "./submissions.js";
+import { setStoredEntries } from "./stored_songs.js";
 import { followTheme } from "./theme.js";
+import { createToolbar } from "./toolbar.js";
 
 const REFRESH_MS = 10_000;
 // A run that has ended may be cleared, and then run again.
@@ -13,7 +15,6 @@ const REFRESH_ENDED_MS = 60_000;
 const MIN_PAUSE_FACTOR = 20;
 
 const countElement = document.getElementById("count");
-const submittedElement = document.getElementById("submitted");
 const noticeElement = document.getElementById("notice");
 
 let timer = null;
@@ -37,10 +38,11 @@ async function refresh() {
     const { state, end } = await readState();
     if (end === null || end !== listedEnd) {
       const list = await listEntries(end !== null);
-      showEntries(list.entries);
-      setText(countElement, countSongs(list, end !== null, state));
-      setText(submittedElement, describeSubmitted(list.submitted));
+      // Before the entries are shown: the player asks then whether more songs may come.
       listedEnd = end;
+      showEntries(list.entries);
+      setStoredEntries(list.stored);
+      setText(countElement, countSongs(list, end !== null, state));
     }
     showNotice("");
     retryFailedEntries();
@@ -49,9 +51,10 @@ async function refresh() {
     if (isFinal(error)) {
       pause = null;
       listedEnd = null;
+      stop();
       showEntries([]);
+      setStoredEntries([]);
       setText(countElement, "");
-      setText(submittedElement, "");
       showNotice(describeError(error));
     } else {
       showNotice(`${describeError(error)} Trying again.`);
@@ -75,4 +78,5 @@ document.addEventListener("visibilitychange", () => {
 });
 
 followTheme();
+createToolbar(document.getElementById("toolbar"), { mayGrow: () => listedEnd === null });
 refresh();

@@ -111,6 +111,7 @@ TABLE = (
     Row("batch cleared by a user while deferred", "batch_cleared", 3, 3, 2, "success"),
     Row("batch killed while it resumed", "batch_resuming", 3, 3, 2, "success"),
     Row("batch killed between its songs and their XCom", "batch_delivered", 3, 3, 2, "success"),
+    Row("batch killed while polling in the worker", "batch_on_worker", 3, 3, 2, "success"),
     Row("triggerer killed mid-poll", "triggerer", 1, 1, 1, "success"),
     Row("the same, polling for a batch", "batch_triggerer", 3, 3, 1, "success"),
     Row("scheduler killed while the task was deferred", "scheduler_deferred", 1, 1, 1, "success"),
@@ -141,6 +142,7 @@ KILLS = {
     "batch_in_ledger": "in ledger",
     "batch_resuming": "resumed",
     "batch_delivered": "delivered",
+    "batch_on_worker": "polled",
 }
 CLEARED = ("cleared", "batch_cleared")
 TRIGGERED = ("triggerer", "batch_triggerer")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
@@ -59,6 +59,7 @@ class BatchTask:
     poll_interval: float
     timeout: float
     retries: int
+    deferrable: bool
 
     @property
     def keeps_state(self) -> bool:
@@ -68,7 +69,7 @@ class BatchTask:
 
 @dataclass
 class Wait:
-    """One deferral: when it began, when it should end, and when it did; whether we ended it."""
+    """One deferral or wait on the worker: when it began, when it should end, when it did; whether we ended it."""
 
     began: float
     deadline: float
@@ -95,6 +96,8 @@ class BatchTry:
     #: The result that was pushed before the task failed.
     pushed: Any = None
     waits: list[Wait] = field(default_factory=list)
+    #: How many of them were on the worker.
+    waits_on_worker: int = 0
     #: For each restart of the triggerer: how many requests the try had sent, and when it was.
     restarts: list[tuple[int, float]] = field(default_factory=list)
     #: Seconds that a poll's response takes in the triggerer.
@@ -170,7 +173,7 @@ class BatchWorld(World):
         super().__init__(seed, log, monkeypatch, lambda *_: None)
         self.judge_batch = judge
         # A batch's trigger waits for many jobs at once.
-        self.clock = replace(self.clock, async_sleep=asyncio.sleep)
+        self.clock = replace(self.clock, async_sleep=asyncio.sleep, run=self._run_on_worker)
         self._renderings = 0
 
     def _options(self, number: int) -> SandboxOptions:
@@ -212,6 +215,7 @@ class BatchWorld(World):
             poll_interval=rng.choice([5.0, 7.5, 10.0, 30.0]),
             timeout=rng.choice([8.0, 120.0, 400.0, 1000.0]),
             retries=rng.choice([0, 2, 3]),
+            deferrable=rng.random() < 0.75,
         )
 
     def _play_song(self, task: Any) -> None:
@@ -255,6 +259,7 @@ class BatchWorld(World):
             max_failures=task.max_failures,
             poll_interval=task.poll_interval,
             timeout=task.timeout,
+            deferrable=task.deferrable,
             durable=task.durable,
             on_ambiguous_submit=task.on_ambiguous,  # type: ignore[arg-type]
             retries=task.retries,
@@ -263,6 +268,7 @@ class BatchWorld(World):
         hook.interruption, hook.spared, hook.die = this.interruption, self.rng.randint(0, 3), self._die
         operator.__dict__["hook"] = hook
         operator.clock = self.clock
+        self._this, self._operator = this, operator
         return operator
 
     def _die(self, interruption: Interruption) -> NoReturn:
@@ -323,7 +329,7 @@ class BatchWorld(World):
             return FAIL_METHOD, {"error": "Trigger timeout"}
         event = None
         if this.interruption is Interruption.TRIGGERER_RESTART:
-            event = self.runner.run(self._cut_off(deferral.trigger(self.clock), self.rng.uniform(0, 100)))
+            event = self.runner.run(self._cut_off(event_of(deferral.trigger(self.clock)), self.rng.uniform(0, 100)))
             if event is None:
                 self.figures["triggerer restarts"] += 1
                 this.restarts.append((len(self.sandbox.requests) - before, self.time.now))
@@ -338,10 +344,31 @@ class BatchWorld(World):
             raise Killed(this.interruption)
         return method, arguments
 
+    def _run_on_worker(self, waiting: Coroutine[Any, Any, Any]) -> Any:
+        """Run the trigger of a batch that does not defer, on a worker that may be killed meanwhile."""
+        this, trigger, cut_off = self._this, self._operator._trigger, self.rng.uniform(0, 100)
+        if len(this.waits) == MAX_DEFERRALS:
+            raise Overdue("the try waits for ever")
+        assert trigger is not None
+        wait = Wait(self.time.now, trigger.deadline)
+        this.waits.append(wait)
+        this.waits_on_worker += 1
+        self._sleeps_left = None
+        is_ended = this.interruption in (Interruption.WHILE_WAITING, Interruption.CLEARED)
+        event = self.runner.run(self._cut_off(waiting, cut_off) if is_ended else waiting)
+        wait.ended = self.time.now
+        if event is None and this.interruption is Interruption.CLEARED:
+            self._operator.on_kill()
+        if event is None or (this.interruption is Interruption.BEFORE_RESUME and self.rng.random() < 0.5):
+            self.figures["killed while waiting on the worker"] += 1
+            assert this.interruption is not None
+            self._die(this.interruption)
+        return event
+
     @staticmethod
-    async def _cut_off(trigger: Any, seconds: float) -> Any:
-        """Return the event of a trigger, None where the triggerer ended before it came."""
-        running = asyncio.ensure_future(event_of(trigger))
+    async def _cut_off(waiting: Coroutine[Any, Any, Any], seconds: float) -> Any:
+        """Return the event of a trigger, None where its process ended before it came."""
+        running = asyncio.ensure_future(waiting)
         await asyncio.wait([running], timeout=seconds)
         if running.done():
             return running.result()
@@ -354,7 +381,8 @@ class BatchWorld(World):
         count["tries"] += 1
         count["POSTs"] += len(this.posts)
         count["polls"] += len(this.polls)
-        count["deferrals"] += len(this.waits)
+        count["deferrals"] += len(this.waits) - this.waits_on_worker
+        count["waits on the worker"] += this.waits_on_worker
         count["429"] += sum(request.status == 429 for request in this.requests)
         count["delivered"] += isinstance(this.outcome, list)
         count["stopped after lost responses"] += "submits nothing more" in this.log

@@ -30,6 +30,8 @@ MINIMUM_FIGURES = {
     "POSTs": 1000,
     "polls": 1500,
     "deferrals": 200,
+    "waits on the worker": 60,
+    "killed while waiting on the worker": 5,
     "429": 200,
     "delivered": 10,
     "re-attached": 25,

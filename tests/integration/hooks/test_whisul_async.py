@@ -27,7 +27,7 @@ from airflow_provider_whisul.exceptions import (
     WhisulTLSError,
     WhisulUnauthorizedError,
 )
-from airflow_provider_whisul.hooks import whisul_async
+from airflow_provider_whisul.hooks import shared_session
 from airflow_provider_whisul.hooks.whisul import WhisulHook
 from airflow_provider_whisul.hooks.whisul_async import WhisulAsyncHook
 from airflow_provider_whisul.sandbox import Sandbox
@@ -132,8 +132,8 @@ class TestSharedSession:
     ) -> None:
         job_id = submit("a song")
         made: list[aiohttp.ClientSession] = []
-        original = whisul_async._new_session
-        monkeypatch.setattr(whisul_async, "_new_session", lambda *args: made.append(original(*args)) or made[-1])
+        original = shared_session._new_session
+        monkeypatch.setattr(shared_session, "_new_session", lambda *args: made.append(original(*args)) or made[-1])
 
         async def main() -> None:
             hooks = [WhisulAsyncHook() for _ in range(20)]
@@ -154,8 +154,10 @@ class TestSharedSession:
     ) -> None:
         connect(monkeypatch, self_signed, verify=str(ca_file), max_requests_per_second=1e6)
         made: list[object] = []
-        original = whisul_async._tls_context
-        monkeypatch.setattr(whisul_async, "_tls_context", lambda settings: made.append(original(settings)) or made[-1])
+        original = shared_session._tls_context
+        monkeypatch.setattr(
+            shared_session, "_tls_context", lambda settings: made.append(original(settings)) or made[-1]
+        )
 
         async def main() -> None:
             hooks = [WhisulAsyncHook() for _ in range(20)]
@@ -183,7 +185,7 @@ class TestSharedSession:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert not whisul_async._SHARED_SESSIONS[asyncio.get_running_loop()]
+            assert not shared_session._SHARED_SESSIONS[asyncio.get_running_loop()]
 
         run(main())
         gc.collect()
@@ -198,7 +200,7 @@ class TestSharedSession:
                 sandbox.restore_key("a-new-sandbox-key")
                 os.environ["AIRFLOW_CONN_WHISUL_DEFAULT"] = sandbox.connection
                 await WhisulAsyncHook().get_job(job_id)
-                (session,) = whisul_async._SHARED_SESSIONS[asyncio.get_running_loop()]
+                (session,) = shared_session._SHARED_SESSIONS[asyncio.get_running_loop()]
                 # The other hook's session, which is still open.
                 assert session.api_key == "secret-sandbox-key"
                 assert (await old.get_job(job_id)).status == "running"

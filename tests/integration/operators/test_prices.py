@@ -119,10 +119,12 @@ def test_a_prompt_that_is_refused_costs_nothing(sandbox: Sandbox, clock: FakeClo
     assert submitted(task.context) == []
 
 
-def test_without_a_price_nothing_is_said_of_cost(sandbox: Sandbox, clock: FakeClock, task_log: Log) -> None:
+def test_without_a_price_songs_are_counted_and_nothing_is_said_of_cost(
+    sandbox: Sandbox, clock: FakeClock, task_log: Log
+) -> None:
     task = SongTask(clock)
     task.attempt()
-    assert submitted(task.context) == []
+    assert submitted(task.context) == ["whisul_submitted_1"]
     (line,) = [line for line in task_log() if "Whisul accepted the prompt" in line]
     assert "(" not in line.partition("as job")[2].partition("[")[0]
 

@@ -43,7 +43,7 @@ def test_returns_the_job_id_without_waiting(sandbox: Sandbox, make: Make) -> Non
     context = TaskContext()
     job_id = context.run(make())
     assert list(sandbox.jobs) == [job_id]
-    assert context.xcoms == {"job_id": job_id}
+    assert context.xcoms == {"job_id": job_id, "whisul_submitted_1": "1 song"}
     assert [request.method for request in sandbox.requests] == ["POST"]
 
 

@@ -286,7 +286,7 @@ class TestARecordThatCannotBeRead:
 
         simulate(main)
 
-    @pytest.mark.parametrize("key", ["whisul_batch_1_0000", "whisul_batch_prompts_1_0000"])
+    @pytest.mark.parametrize("key", ["whisul_batch_1_0000", "whisul_prompts_1_0000"])
     def test_ends_a_try_that_has_waited(self, simulate: Simulate, key: str) -> None:
         async def main(make: MakeBatch) -> None:
             batch = make(numbered_prompts(3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -23,6 +24,21 @@ def test_the_cards_of_stored_songs_name_their_files(make_songs: MakeSongs, trans
     ]
     # The tab of the run reads only these: the songs are in it already.
     assert context.shown() == []
+
+
+def test_the_cards_of_stored_songs_say_where_a_browser_can_play_them(
+    monkeypatch: pytest.MonkeyPatch, make_songs: MakeSongs, transfer: Transfer
+) -> None:
+    without = TaskContext()
+    manifest = transfer(make_songs("a waltz"), without)
+    assert [card["stored_url"] for card in _cards(without)] == [None]
+    monkeypatch.setenv(
+        "AIRFLOW__WHISUL__STORED_SONGS_URL", json.dumps({manifest["destination"]: "https://songs.example.com/"})
+    )
+    context = TaskContext()
+    manifest = transfer(make_songs("a tango"), context)
+    (card,) = _cards(context)
+    assert card["stored_url"] == f"https://songs.example.com/{manifest['songs'][0]['audio']['name']}"
 
 
 @pytest.mark.parametrize("max_failures", [0, 1])

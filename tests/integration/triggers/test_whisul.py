@@ -24,7 +24,7 @@ from airflow_provider_whisul.exceptions import (
     WhisulSongMissingError,
     WhisulUnauthorizedError,
 )
-from airflow_provider_whisul.hooks import whisul_async
+from airflow_provider_whisul.hooks import shared_session, whisul_async
 from airflow_provider_whisul.hooks.whisul import WhisulHook
 from airflow_provider_whisul.hooks.whisul_async import WhisulAsyncHook
 from airflow_provider_whisul.polling import MAX_CONSECUTIVE_POLL_FAILURES, SONG_URL_GRACE
@@ -337,7 +337,7 @@ def test_a_cancelled_trigger_leaves_no_session_open(virtually: Callable[..., Any
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert not whisul_async._SHARED_SESSIONS[waiting.loop]
+        assert not shared_session._SHARED_SESSIONS[waiting.loop]
 
     virtually(main)
 

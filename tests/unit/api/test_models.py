@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 
 import pytest
 
+from airflow_provider_whisul.api.messages import Response
 from airflow_provider_whisul.api.models import Song, WhisulJob
+from airflow_provider_whisul.api.outcomes import read_job
 from airflow_provider_whisul.exceptions import WhisulJobFailedError, WhisulResponseError
 from airflow_provider_whisul.text import MAX_QUOTED
 
@@ -282,3 +284,26 @@ def test_characters_that_no_database_can_store_are_replaced() -> None:
     assert [song[field] for field in ("prompt", "title", "song_url", "image_url")] == [stored] * 4
     assert song["tags"] == [stored]
     assert json.dumps(song, ensure_ascii=False).encode("utf-8")
+
+
+class TestRaw:
+    def test_a_field_that_is_not_documented_can_be_reached(self) -> None:
+        found = job(lyrics="la la", result=RESULT | {"stems": ["drums", {"bass": 1}]}).raw
+        assert found == JOB | {"lyrics": "la la", "result": RESULT | {"stems": ["drums", {"bass": 1}]}}
+
+    def test_it_is_what_a_database_can_hold(self) -> None:
+        body = b'"a\\u0000": ["\\ud800", {"b\\u0000": NaN}, 1e999, 1.5, true, null]'
+        response = Response(200, json.dumps(JOB).encode().replace(b"{", b"{" + body + b", ", 1))
+        assert read_job(response, JOB_ID).raw == {"a�": ["�", {"b�": None}, None, 1.5, True, None]} | JOB
+
+    def test_it_holds_no_key_though_a_server_echoes_it(self) -> None:
+        echo = {"lyrics": "by some-secret-key", "by some-secret-key": {"some-secret-key": ["some-secret-key"]}}
+        response = Response(200, json.dumps(JOB | echo).encode(), api_key="some-secret-key")
+        assert "some-secret-key" not in json.dumps(read_job(response, JOB_ID).raw)
+
+    def test_it_is_neither_in_the_song_nor_in_what_a_log_shows(self) -> None:
+        found = job(lyrics="la la", result=RESULT | {"stems": "drums"})
+        assert set(found.song or {}) == set(Song.__annotations__)
+        assert "la la" not in repr(found)
+        assert "drums" not in repr(found)
+        assert found == job(result=RESULT)

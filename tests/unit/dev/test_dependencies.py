@@ -11,11 +11,12 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[3]
 PACKAGE = REPOSITORY / "airflow_provider_whisul"
 
-#: Imported only by the parts of Airflow that bring them along: the forms of Airflow 2, and the UI of Airflow 3.
-OF_AIRFLOW = {"airflow", "flask_appbuilder", "wtforms", "starlette"}
+#: What Airflow brings along: its templates, the forms of Airflow 2, and the UI of Airflow 3.
+OF_AIRFLOW = {"airflow", "jinja2", "flask_appbuilder", "wtforms", "starlette"}
 
-#: Imported only where a user has configured what they are for, and installed with the extra of the same name.
-OF_EXTRAS = {"redis"}
+#: Imported only where a user has configured what they are for, by the extra that they are installed with: what is
+#: imported, and the package that the extra asks for. OpenLineage's provider needs attrs itself.
+OF_EXTRAS = {"redis": ("redis", "redis"), "openlineage": ("attrs", "apache-airflow-providers-openlineage")}
 
 METADATA = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 DEPENDENCIES = {
@@ -43,10 +44,11 @@ def imported(tree: ast.AST) -> set[str]:
 def test_each_library_that_is_imported_is_declared_and_no_other_one() -> None:
     found = {name for path in PACKAGE.rglob("*.py") for name in imported(ast.parse(path.read_text()))}
     declared = {name for name in DEPENDENCIES if not name.startswith("apache-airflow")}
-    assert found - OF_AIRFLOW - OF_EXTRAS == declared
-    assert found >= OF_EXTRAS
-    for name in OF_EXTRAS:
-        assert [re.split("[<>=]", line)[0] for line in METADATA["optional-dependencies"][name]] == [name]
+    of_extras = {module for module, _ in OF_EXTRAS.values()}
+    assert found - OF_AIRFLOW - of_extras == declared
+    assert found >= of_extras
+    for name, (_, package) in OF_EXTRAS.items():
+        assert [re.split("[<>=]", line)[0] for line in METADATA["optional-dependencies"][name]] == [package]
         # The suite runs with it.
         assert METADATA["optional-dependencies"][name][0] in METADATA["optional-dependencies"]["dev"]
 
@@ -54,8 +56,8 @@ def test_each_library_that_is_imported_is_declared_and_no_other_one() -> None:
 def test_the_lowest_versions_that_are_tested_are_the_lowest_that_are_allowed() -> None:
     (file,) = (REPOSITORY / "constraints").glob("lowest-*.txt")
     tested = dict(line.split("==") for line in file.read_text().split())
-    extras = {name: METADATA["optional-dependencies"][name][0] for name in OF_EXTRAS}
-    lowest = {name: re.findall("[0-9.]+", bounds)[0] for name, bounds in {**DEPENDENCIES, **extras}.items()}
+    extras = {package: METADATA["optional-dependencies"][name][0] for name, (_, package) in OF_EXTRAS.items()}
+    lowest = {name: re.findall("[0-9][0-9.]*", bounds)[0] for name, bounds in {**DEPENDENCIES, **extras}.items()}
     # Airflow itself asks for a higher one of packaging, and 2.11.2 stands for all of 2.11.
     for name in lowest.keys() - {"apache-airflow", "packaging"}:
         assert tested[name] == lowest[name], name

@@ -70,6 +70,7 @@ def test_cards_of_completed_and_failed_songs_have_the_same_fields() -> None:
         "error": None,
         "since": None,
         "stored_as": None,
+        "stored_url": None,
         **{key: value for key, value in SONG.items() if not key.endswith("_at")},
     }
     card = failed_card("a trap song", "81fa5ff7", "It failed.")

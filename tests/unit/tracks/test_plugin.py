@@ -9,7 +9,7 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from airflow import __version__ as airflow_version
@@ -34,9 +34,9 @@ def test_the_entry_point_leads_to_the_plugin() -> None:
     assert entry_point.load() is WhisulTracksPlugin
 
 
-def test_the_plugin_adds_two_tabs_where_airflow_supports_them() -> None:
+def test_the_plugin_adds_its_tabs_and_its_page_where_airflow_supports_them() -> None:
     destinations = [view["destination"] for view in WhisulTracksPlugin.external_views]
-    assert destinations == (["dag_run", "task_instance"] if HAS_TABS else [])
+    assert destinations == (["dag_run", "task_instance", "dag", "nav"] if HAS_TABS else [])
     assert len(WhisulTracksPlugin.fastapi_apps) == (1 if HAS_TABS else 0)
     assert len({view["url_route"] for view in WhisulTracksPlugin.external_views}) == len(destinations)
 
@@ -52,7 +52,7 @@ WhisulTracksPlugin.validate()
 print(json.dumps([plugin.name, len(getattr(plugin, "external_views"))]))
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert json.loads(out.splitlines()[-1]) == ["whisul_tracks", 2 if HAS_TABS else 0]
+    assert json.loads(out.splitlines()[-1]) == ["whisul_tracks", 4 if HAS_TABS else 0]
 
 
 def test_importing_the_plugin_imports_no_web_framework() -> None:
@@ -68,16 +68,15 @@ print(*[name for name in ("fastapi", "starlette", "requests", "aiohttp") if name
     assert out.splitlines()[-1] == ""
 
 
-@pytest.mark.parametrize(("value", "tabs"), [("True", 2), ("False", 0)])
-def test_the_configuration_turns_the_tab_off(value: str, tabs: int) -> None:
+@pytest.mark.parametrize(("value", "views", "apps"), [("True", 4, 1), ("False", 0, 0)])
+def test_the_configuration_turns_the_tab_off(value: str, views: int, apps: int) -> None:
     code = """
 from airflow_provider_whisul.tracks.plugin import WhisulTracksPlugin as plugin
 print(len(plugin.external_views), len(plugin.fastapi_apps))
 """
     env = {**os.environ, "AIRFLOW__WHISUL__TRACKS_TAB": value}
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout
-    expected = (tabs, tabs // 2) if HAS_TABS else (0, 0)
-    assert out.splitlines()[-1] == f"{expected[0]} {expected[1]}"
+    assert out.splitlines()[-1] == (f"{views} {apps}" if HAS_TABS else "0 0")
 
 
 def test_airflow_knows_the_configuration_section() -> None:
@@ -98,21 +97,26 @@ def test_the_page_does_not_say_who_may_hold_it_in_a_frame() -> None:
     assert "X-Frame-Options" not in HEADERS
 
 
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view["destination"])
 def test_the_urls_of_the_tabs_are_relative_and_end_with_the_run(view: dict[str, str]) -> None:
     """Airflow may be served under a prefix, and 3.1 inserts ids unencoded."""
-    assert re.fullmatch(
-        r"whisul-tracks/\?dag=\{DAG_ID\}(&task=\{TASK_ID\}&map=\{MAP_INDEX\})?&run=\{RUN_ID\}", view["href"]
-    )
+    query = {
+        "dag_run": "?dag={DAG_ID}&run={RUN_ID}",
+        "task_instance": "?dag={DAG_ID}&task={TASK_ID}&map={MAP_INDEX}&run={RUN_ID}",
+        "dag": "songs.html?dag={DAG_ID}",
+        "nav": "songs.html",
+    }
+    assert view["href"] == f"whisul-tracks/{query[view['destination']]}"
     assert view["icon"] == "whisul-tracks/note.svg"
 
 
-def test_the_page_needs_no_scripts_or_styles_but_its_own_files() -> None:
+@pytest.mark.parametrize(("file", "script"), [("index.html", "tracks.js"), ("songs.html", "songs.js")])
+def test_the_page_needs_no_scripts_or_styles_but_its_own_files(file: str, script: str) -> None:
     policy = HEADERS["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    page = (PAGE / "index.html").read_text()
-    assert re.findall(r"<script\b[^>]*>", page) == ['<script type="module" src="tracks.js">']
+    page = (PAGE / file).read_text()
+    assert re.findall(r"<script\b[^>]*>", page) == [f'<script type="module" src="{script}">']
     assert not re.search(r"\son\w+=|\sstyle=|https?://", page)
 
 
@@ -122,13 +126,13 @@ def test_no_module_turns_texts_into_markup(module: Path) -> None:
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", script)
 
 
-def test_the_page_imports_each_of_its_modules_and_no_others() -> None:
-    """The page's CSP forbids others, and a module that is not imported is dead."""
+def test_the_pages_import_each_of_their_modules_and_no_others() -> None:
+    """Their CSP forbids others, and a module that is not imported is dead."""
     imports = {
         module.name: set(re.findall(r"""\b(?:from|import)\s*\(?\s*["'`]([^"'`]*)""", module.read_text()))
         for module in MODULES
     }
-    imported, found = set(), {"./tracks.js"}
+    imported, found = set(), {"./tracks.js", "./songs.js"}
     while found:
         imported |= found
         found = {name for path in found for name in imports[path.removeprefix("./")]} - imported
@@ -147,8 +151,8 @@ def test_page_and_package_agree_on_the_keys_of_the_xcoms() -> None:
     assert re.fullmatch(expected.strip("/"), f"{EXPECTED_PREFIX}1000")
     assert int(size) == MAX_CARDS
     submitted = re.search(r"const SUBMITTED_KEY = (.*);", (PAGE / "submissions.js").read_text())[1]  # type: ignore[index]
-    for price in ("0.08 USD", "1000000 €", "0.000000001 credit", "3"):
-        written = submitted_key(1_000_000, cast(Price, Price.parse(price)))
+    for price in ("0.08 USD", "1000000 €", "0.000000001 credit", "3", None):
+        written = submitted_key(1_000_000, Price.parse(price))
         assert written.startswith(json.loads(key))
         assert re.fullmatch(submitted.strip("/"), written)
 

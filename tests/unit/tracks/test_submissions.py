@@ -43,9 +43,14 @@ def test_a_key_has_only_characters_that_every_airflow_can_put_into_a_url(price: 
     assert re.fullmatch(r"[\w.-]+", key, re.ASCII)
 
 
-def test_nothing_is_pushed_where_no_price_is_known_or_nothing_was_submitted() -> None:
+def test_songs_are_counted_where_no_price_is_known_too() -> None:
     context = TaskContext()
     push_submitted(context, 3, hook_with(None))
+    assert context.xcoms == {"whisul_submitted_3": "3 songs"}
+
+
+def test_nothing_is_pushed_where_nothing_was_submitted() -> None:
+    context = TaskContext()
     push_submitted(context, 0, hook_with("0.08 USD"))
     assert context.xcoms == {}
 

@@ -125,10 +125,14 @@ async def main():
 
 sys.addaudithook(on_event)
 print(asyncio.run(main()), loaded_in)
+not_needed = ("hooks.whisul", "hooks.submission_thread", "ledger.submitting")
+print([name for name in not_needed if f"airflow_provider_whisul.{name}" in sys.modules])
 """
 
 
-def test_the_http_client_is_imported_in_a_thread_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trigger_imports_its_http_client_in_a_thread_and_nothing_that_submits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", '{"conn_type": "whisul"}')
     done = subprocess.run([sys.executable, "-c", _RUN_TRIGGER], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "['WhisulConfigurationError'] [False]"
+    assert done.stdout.splitlines()[-2:] == ["['WhisulConfigurationError'] [False]", "[]"]

@@ -105,6 +105,18 @@ class MortalBatchOperator(MortalTask, WhisulGenerateBatchOperator):
 
     def execute(self, context: Context) -> Any:
         self.begin(context)
+        if not self.deferrable:
+            # Here, so that no other task loads it.
+            from airflow_provider_whisul.hooks.whisul_async import WhisulAsyncHook
+
+            get_job = WhisulAsyncHook.get_job
+
+            async def get_job_and_die(*args: Any, **kwargs: Any) -> WhisulJob:
+                job = await get_job(*args, **kwargs)
+                self.reach("polled")
+                return job
+
+            WhisulAsyncHook.get_job = get_job_and_die  # type: ignore[method-assign]
         returned = super().execute(context)
         self.reach("delivered")
         return returned
@@ -199,6 +211,7 @@ with DAG("whisul_crashes", **OPTIONS):
     batch("batch_in_ledger", "in ledger")
     batch("batch_resuming", "resumed")
     batch("batch_delivered", "delivered")
+    batch("batch_on_worker", "polled", deferrable=False)
 
 with DAG("whisul_outage", **OPTIONS):
     song("outage_deferred", seconds=45, whisul_conn_id="whisul_outage", priority_weight=2)
