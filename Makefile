@@ -25,7 +25,7 @@ INSTALL_INPUTS := pyproject.toml dev/make_venv.sh dev/find_python.sh
 
 # The suites that need no more than a Python and an Airflow; those of the other markers have environments of their own, or
 # take minutes.
-PLAIN := not browser and not s3 and not cluster and not crash
+PLAIN := not browser and not s3 and not cluster and not dist and not crash and not docs
 
 # What the two parts of the tests cover is added up.
 COVERAGE := --cov --cov-report= --cov-fail-under=0
@@ -47,12 +47,12 @@ timed = @mkdir -p $(REPORTS); start=$$(date +%s); $(2) && printf '%s\t%s\n' '$(1
 # The suites of .ci/run beside those of `make test`, the long ones first. Where its services respond it runs test-cluster
 # after them, alone.
 SUITES := test-py3.13 $(foreach version,$(OTHERS),test-$(version) crash-$(version)) crash-s3 test-browser \
-	$(addprefix test-browser-,$(WITH_TABS)) test-lowest test-py3.12 test-s3
+	$(addprefix test-browser-,$(WITH_TABS)) dist test-lowest test-py3.12 test-s3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo airflow test test-quick test-unit test-integration test-e2e crash crash-s3 crash-all test-all \
-	test-others test-lowest test-pythons test-cluster test-s3 test-browser test-browser-all check lint scan format docs pacing bench \
+.PHONY: help demo airflow test test-quick test-unit test-integration test-e2e test-docs crash crash-s3 crash-all test-all \
+	test-others test-lowest test-pythons test-cluster test-s3 test-browser test-browser-all check lint scan dist format docs docs-tables pacing bench \
 	bench-storing bench-airflow suites chromium clean \
 	$(addprefix test-,$(OTHERS)) $(addprefix crash-,$(OTHERS)) $(addprefix test-py,$(PYTHONS)) \
 	$(addprefix test-browser-,$(WITH_TABS))
@@ -76,7 +76,7 @@ check: .venv/installed ## Lint, types and the tests of one source or test file, 
 # these at once, while the output of the other suites is held back until they have ended.
 test: lint ## Lint, types and all tests on the newest Airflow, with coverage (14 minutes)
 	@rm -f .coverage .coverage.*
-	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target LIVE=+ test-integration crash test-e2e test-unit
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target LIVE=+ test-integration crash test-e2e test-unit test-docs
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 test-quick: test-unit test-integration ## All tests but those that start a real Airflow
@@ -89,6 +89,9 @@ test-integration: .venv/installed ## The tests in this process with Airflow, and
 
 test-e2e: .venv/installed ## The tests that start a real Airflow, but for the crashes
 	$(BIN)/python $(PYTEST) -m "e2e and not crash"
+
+test-docs: .venv/installed ## Run the examples of the documentation
+	$(BIN)/python $(PYTEST) -m docs tests/docs
 
 crash: .venv/installed ## Kill the processes of a real Airflow at every point, and count what each song costs
 	$(BIN)/python $(PYTEST) -m crash
@@ -146,13 +149,25 @@ lint: .venv/installed ## Check style and types
 scan: .venv/installed .venvs/scan/installed ## Look for known faults of security in the code and in what it depends on
 	@$(BIN)/python -m dev.scan .venvs/scan/bin/pip-audit
 
+# The wheel alone, beside the oldest and the newest Airflow as it comes.
+STOCK := $(foreach version,$(OLDEST) $(NEWEST),.venvs/bare-$(version)/installed)
+
+dist: .venv/installed .venvs/dist/installed $(STOCK) ## Build the packages, check them, and run them beside a stock Airflow
+	$(call timed,build dist,$(BIN)/python -m dev.dist $(OLDEST) $(NEWEST))
+	$(BIN)/python $(PYTEST) -m dist tests/dist
+
 format: .venv/installed ## Format the code, and correct the style where ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: .venv/installed ## Write the tables of the documentation from the code
-	$(BIN)/python -m dev.failure_table
-	$(BIN)/python -m dev.troubleshooting
+docs: .venv/docs docs-tables ## Build the site of the documentation, and check its links and names
+	$(call timed,docs,$(BIN)/python -m sphinx -W --keep-going -n -q docs build/docs)
+	@echo "The site: file://$(CURDIR)/build/docs/index.html"
+
+docs-tables: .venv/installed ## Write the tables of the documentation from the code, which is a part of that
+	@$(BIN)/python -m dev.failure_table
+	@$(BIN)/python -m dev.troubleshooting
+	@$(BIN)/python -m dev.docs_options
 
 pacing: .venv/installed ## Simulate the processes that share a key of unknown limit (some minutes)
 	@$(BIN)/python -m benchmarks.pacing
@@ -178,6 +193,10 @@ clean: ## Remove what was installed and cached
 
 .venv/installed: constraints/airflow-$(NEWEST).txt $(INSTALL_INPUTS)
 	$(call timed,install .venv,dev/make_venv.sh $(NEWEST) .venv)
+	@touch $@
+
+.venvs/bare-%/installed: constraints/airflow-%.txt $(INSTALL_INPUTS)
+	$(call timed,install .venvs/bare-$*,BARE=1 dev/make_venv.sh $* .venvs/bare-$*)
 	@touch $@
 
 .venvs/%/installed: constraints/airflow-%.txt $(INSTALL_INPUTS)
@@ -210,12 +229,21 @@ clean: ## Remove what was installed and cached
 	.venvs/scan/bin/python $(PIP_INSTALL) pip-audit
 	@touch $@
 
+.venvs/dist/installed: constraints/dist.txt dev/find_python.sh
+	@python=$$(dev/find_python.sh 3.11 || command -v python3) && rm -rf .venvs/dist && "$$python" -m venv .venvs/dist
+	.venvs/dist/bin/python $(PIP_INSTALL) -r constraints/dist.txt
+	@touch $@
+
 .venv/benchmarks: .venv/installed benchmarks/requirements.txt
 	$(BIN)/python $(PIP_INSTALL) -c constraints/airflow-$(NEWEST).txt -r benchmarks/requirements.txt
 	@touch $@
 
 .venv/browser: .venv/installed constraints/browser.txt
 	$(BIN)/python $(PIP_INSTALL) -c constraints/airflow-$(NEWEST).txt -r constraints/browser.txt
+	@touch $@
+
+.venv/docs: .venv/installed constraints/docs.txt
+	$(BIN)/python $(PIP_INSTALL) -c constraints/airflow-$(NEWEST).txt -r constraints/docs.txt
 	@touch $@
 
 .venvs/%/browser: .venvs/%/installed constraints/browser.txt

@@ -117,7 +117,19 @@ def get_provider_info() -> dict[str, Any]:
         "name": _NAME,
         "description": "`Whisul <https://docs.whisul.com>`__, an asynchronous music-generation API.",
         "integrations": [
-            {"integration-name": _NAME, "external-doc-url": "https://docs.whisul.com", "tags": ["service"]}
+            {
+                "integration-name": _NAME,
+                "external-doc-url": "https://docs.whisul.com",
+                "how-to-guide": [
+                    "/docs/generate.md",
+                    "/docs/sensor.md",
+                    "/docs/batch.md",
+                    "/docs/decorators.md",
+                    "/docs/hook.md",
+                ],
+                "logo": "/docs/integration-logos/whisul.svg",
+                "tags": ["service"],
+            }
         ],
         "hooks": [
             {
@@ -155,6 +167,7 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "source-integration-name": _NAME,
                 "target-integration-name": "Object Storage",
+                "how-to-guide": "/docs/storage.md",
                 "python-module": "airflow_provider_whisul.transfers.whisul_to_object_storage",
             }
         ],

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs this checkout, one exact Airflow and the test tools into a virtual environment of their own.
 # usage: dev/make_venv.sh AIRFLOW_VERSION DIRECTORY [CONSTRAINTS]      PYTHON=/path/to/python3.12 dev/make_venv.sh …
+# With BARE=1 it installs nothing but the Airflow.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 version=$1
@@ -36,10 +37,12 @@ if ! "$PYTHON" -c "import venv, ensurepip" 2> /dev/null; then
     exit 2
 fi
 
-echo "Installing Airflow $version and this checkout into $venv ($("$PYTHON" --version)); this takes a minute or two."
+checkout=(--editable ".[dev]")
+[ -z "${BARE:-}" ] || checkout=()
+echo "Installing Airflow $version${checkout:+ and this checkout} into $venv ($("$PYTHON" --version)); this takes a minute or two."
 rm -rf "$venv"
 "$PYTHON" -m venv "$venv"
 # For what pip builds (this checkout and, with Airflow 2, python-nvd3) it gets the build tools itself. The one variable
 # keeps it to our versions there until pip 25, the other since; relative, as pip would split a path at its spaces.
 export PIP_CONSTRAINT=$constraints PIP_BUILD_CONSTRAINT=$constraints
-"$venv/bin/python" -m pip --disable-pip-version-check -qq install "apache-airflow==$version" --editable ".[dev]"
+"$venv/bin/python" -m pip --disable-pip-version-check -qq install "apache-airflow==$version" "${checkout[@]}"

@@ -1,16 +1,20 @@
-"""Writes the table of docs/troubleshooting.md from the exceptions of the code, so that no error is without advice."""
+"""Writes the errors of docs/troubleshooting.md from the code, so that no error and no message is without advice."""
 
 from __future__ import annotations
 
 import inspect
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 from airflow_provider_whisul.exceptions import WhisulError, all_errors
+from dev.error_messages import messages, refused_arguments, warnings
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "troubleshooting.md"
-BEGIN, END = "<!-- the table: make docs -->\n", "<!-- end of the table -->\n"
+
+#: Characters of a line of Markdown.
+WIDTH = 120
 
 _RETRIES = "Airflow's retries try again, if the task has `retries`."
 
@@ -57,25 +61,52 @@ ACTIONS = {
 }
 
 
+#: What to do about an error that has no class of its own.
+_BASE_ACTION = "Do what the message says, and clear the task."
+
+
 def _meaning(error: type[WhisulError]) -> str:
     """Return the first paragraph of a class's docstring, on one line."""
+    if error is WhisulError:
+        return "Something that no other class stands for."
     paragraph = re.split(r"\n\s*\n|\n:param", inspect.getdoc(error) or "")[0]
     return re.sub(r"``([^`]*)``", r"`\1`", " ".join(paragraph.split()))
 
 
-def table() -> str:
-    """Return the table as Markdown."""
-    rows = [("error", "what has happened", "what to do", "Airflow's retry"), ("---",) * 4]
-    for name, error in sorted(all_errors().items()):
-        if error is not WhisulError:
-            rows.append((f"`{name}`", _meaning(error), ACTIONS[name], error.task_retry.value))
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _listed(texts: list[str]) -> str:
+    return "".join(f"- `{text}`\n" for text in texts)
+
+
+def _section(name: str, error: type[WhisulError], texts: list[str]) -> str:
+    action = ACTIONS.get(name, _BASE_ACTION)
+    return (
+        f"### {name}\n\n{_wrapped(_meaning(error))}\n\n{_wrapped(f'**What to do:** {action}')}\n\n"
+        f"**Airflow's retry:** {error.task_retry.value}.\n\n{_listed(texts)}"
+    )
+
+
+def sections() -> str:
+    """Return what each error means, what to do about it, and what its messages begin with, as Markdown."""
+    texts = messages()
+    return "\n".join(_section(name, error, texts[name]) for name, error in sorted(all_errors().items()))
 
 
 def page() -> str:
-    """Return docs/troubleshooting.md with the table as it should be."""
-    before, rest = PAGE.read_text().split(BEGIN)
-    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+    """Return docs/troubleshooting.md with what is made from the code as it should be."""
+    text = PAGE.read_text()
+    for name, content in (
+        ("errors", sections()),
+        ("warnings", _listed(warnings())),
+        ("arguments", _listed(refused_arguments())),
+    ):
+        begin, end = f"<!-- the {name}: make docs -->\n", f"<!-- end of the {name} -->\n"
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+    return text
 
 
 if __name__ == "__main__":

@@ -228,7 +228,7 @@ class WhisulHook(BaseHook):
         else:
             max_wait = self.settings.timeout if max_wait is None else max_wait
             job = self._send(request, read, attempts=1, max_wait=max_wait)
-        metrics.polled(job)
+        metrics.polled(job, self.clock.time())
         self._rate_limiter.add_job(job)
         if (outcome := outcome_of_job(job)) is not None:
             self.record_outcome(job_id, outcome)
@@ -326,6 +326,7 @@ class WhisulHook(BaseHook):
                 permit = self._rate_limiter.acquire("poll", max(give_up_at - self.clock.monotonic(), 0.0))
             else:
                 permit = entry.acquire(self._rate_limiter, self.settings, give_up_at)
+            began = self.clock.monotonic()
             try:
                 response = self._exchange(request)
             except BaseException as error:
@@ -333,7 +334,7 @@ class WhisulHook(BaseHook):
                 if entry is not None:
                     entry.end(error)
                 raise
-            metrics.response(request, response)
+            metrics.response(request, response, self.clock.monotonic() - began)
             cooldown = self._rate_limiter.on_response(permit, response.throttled, response.asked_wait)
             if response.status == 401 and not key_reread:
                 # Once only: a secrets backend may return another key at each reading.

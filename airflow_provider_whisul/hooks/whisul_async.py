@@ -179,7 +179,7 @@ class WhisulAsyncHook(BaseHook):
         :param submitted_at: When the job was submitted, in Unix seconds; None for unknown, or by this hook.
         :return: The completed job. Its ``song`` is a dict, see :class:`~airflow_provider_whisul.api.models.Song`.
         :raises ValueError: The interval is under 5 s, or the timeout no positive number.
-        :raises WhisulError: As :meth:`follow`.
+        :raises WhisulError: As :meth:`WhisulHook.wait_for_job`.
         """
         thread, now = await self._submission_thread(), self.clock.time()
         submitted_at = thread.submitted_at(job_id) if submitted_at is None else submitted_at
@@ -234,7 +234,7 @@ class WhisulAsyncHook(BaseHook):
             # Once only: a secrets backend may return another key at each reading.
             response = await self._send(await self.settings(), request, max_wait, poll)
         job = read_job(response, job_id)
-        metrics.polled(job)
+        metrics.polled(job, self.clock.time())
         self._rate_limiter.add_job(job)
         return job
 
@@ -245,13 +245,14 @@ class WhisulAsyncHook(BaseHook):
         rate_limiter = self._rate_limiter
         async with shared_session(settings) as shared:
             permit = await rate_limiter.acquire(max_wait, poll)
+            began = self.clock.monotonic()
             try:
                 response = await self._exchange(shared, settings, request)
             except BaseException:
                 rate_limiter.on_response(permit, throttled=None)
                 raise
+            metrics.response(request, response, self.clock.monotonic() - began)
             cooldown = await rate_limiter.on_response(permit, response.throttled, response.asked_wait)
-        metrics.response(request, response)
         return replace(response, cooldown=cooldown, conn_id=self.whisul_conn_id)
 
     async def follow(self, poller: JobPoller, delay: float) -> WhisulJob:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+from airflow_provider_whisul import metrics
 from airflow_provider_whisul.api.models import Song
 from airflow_provider_whisul.exceptions import (
     WhisulMediaExpiredError,
@@ -110,6 +111,7 @@ class SongTransfer:
         self.store.put_json(cast("Mapping[str, object]", stored), stored["metadata"], self.workdir)
         size = sum(file["size"] for file in files.values())
         log.info("Stored %r as %s (%s bytes)", quote(song["title"] or ""), stored["audio"]["name"], f"{size:,}")
+        metrics.stored(size)
         return stored
 
     def replaced(self, songs: Iterable[StoredSong]) -> set[str]:

@@ -266,6 +266,8 @@ def test_the_api_key_is_only_in_the_authorization_header(finished: Finished) -> 
 
 def test_worker_and_triggerer_send_metrics(finished: Finished) -> None:
     requests, jobs = finished.sandbox.requests, finished.sandbox.jobs
+    polls = [request for request in requests if request.path.startswith("/api/jobs/")]
+    stored = [path for path in finished.kept.rglob("*.json") if not path.name.startswith("manifest")]
     not_counted = ("whisul.rate_limit_wait", "whisul.rate_limited")
     counted = {name: count for name, count in finished.metrics.items() if name not in not_counted}
     assert counted == {
@@ -273,7 +275,12 @@ def test_worker_and_triggerer_send_metrics(finished: Finished) -> None:
         "whisul.delivered": len(jobs) - 1,
         "whisul.song_time": len(jobs) - 1,
         "whisul.failed": 1,
-        "whisul.polls": sum(request.path.startswith("/api/jobs/") for request in requests),
+        "whisul.polls": len(polls),
+        "whisul.poll_time": len(polls),
+        # One poll of each job has found it ended.
+        "whisul.job_age": sum(request.status == 200 for request in polls) - len(jobs),
+        "whisul.stored": len(stored),
+        "whisul.stored_bytes": len(stored),
     }
     assert finished.metrics["whisul.rate_limited"] == _throttled(finished)
     # The submissions of the batch wait for the rate limiter.

@@ -7,7 +7,7 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 
 #: The folders of the suites that have a marker of their name.
-SUITES = ("browser", "cluster", "e2e", "s3")
+SUITES = ("browser", "cluster", "dist", "docs", "e2e", "s3")
 
 #: The folder of the crashes, which take minutes on each Airflow.
 CRASHES = "e2e/crash"
@@ -17,6 +17,7 @@ CRASHES = "e2e/crash"
 WITHOUT_AIRFLOW = (
     "unit/api",
     "unit/dev",
+    "unit/docs_operations",
     "unit/rate_limit",
     "unit/sandbox",
     "unit/storage",

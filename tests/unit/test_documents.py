@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-import textwrap
-import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,26 +14,16 @@ import pytest
 import airflow_provider_whisul
 from airflow_provider_whisul.sandbox.directives import DIRECTIVES
 from airflow_provider_whisul.sandbox.options import FAULTS
+from tests.support.pages import PAGES, REPOSITORY, blocks, without_code
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE_NAME = airflow_provider_whisul.__name__
 PACKAGE = REPOSITORY / PACKAGE_NAME
 README = REPOSITORY / "README.md"
 ARCHITECTURE = REPOSITORY / "docs" / "architecture.md"
-DOCUMENTS = [
-    path
-    for path in (
-        README,
-        REPOSITORY / "CONTRIBUTING.md",
-        REPOSITORY / "SECURITY.md",
-        *sorted((REPOSITORY / "docs").glob("*.md")),
-    )
-    if path.exists()
-]
 MAX_README_LINES = 120
 
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_CODE = re.compile(r"`[^`\n]*`")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _DOTTED_NAME = re.compile(rf"`({PACKAGE_NAME}(?:\.\w+)+)`")
 #: Such as `` `hooks/whisul.py`: `WhisulHook.generate` ``.
@@ -44,11 +32,7 @@ _REFERENCE = re.compile(r"`(?!tests/)([\w/]+)\.py`:\s+`([\w.]+)`")
 _TEST = re.compile(r"`(tests/[\w/]+\.py)`:\s+`(test_\w+)`")
 _TREE_LINE = re.compile(r"^  (\S+)  +\S.*$", re.MULTILINE)
 
-by_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-
-
-def without_code(text: str) -> str:
-    return _FENCE.sub("", text)
+by_document = pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
 
 
 def anchors(text: str) -> set[str]:
@@ -64,22 +48,13 @@ def anchors(text: str) -> set[str]:
 
 
 def broken_links(document: Path) -> Iterator[str]:
-    for target in _LINK.findall(without_code(document.read_text())):
+    for target in _LINK.findall(_CODE.sub("", without_code(document.read_text()))):
         if "://" in target:
             continue
         path, _, anchor = target.partition("#")
         file = document.parent / path if path else document
         if not file.is_file() or (anchor and anchor not in anchors(file.read_text())):
             yield target
-
-
-def imports(code: str) -> Iterator[tuple[str, str | None]]:
-    """Yield each module of the package that some code imports, with the name that it imports of it."""
-    for node in ast.walk(ast.parse(textwrap.dedent(code))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == PACKAGE_NAME:
-            yield from ((str(node.module), alias.name) for alias in node.names)
-        elif isinstance(node, ast.Import):
-            yield from ((alias.name, None) for alias in node.names if alias.name.partition(".")[0] == PACKAGE_NAME)
 
 
 def resolve(module: str, name: str | None) -> object:
@@ -100,18 +75,24 @@ def test_relative_links_lead_to_files_and_headings(document: Path) -> None:
     assert list(broken_links(document)) == []
 
 
-def test_every_page_of_the_documentation_is_linked_from_the_readme() -> None:
-    linked = {target.partition("#")[0] for target in _LINK.findall(without_code(README.read_text()))}
-    assert {f"docs/{page.name}" for page in (REPOSITORY / "docs").glob("*.md")} <= linked
+def listed(index: Path) -> set[Path]:
+    """Return the pages that an index page has in its lists, from which the menu of the site is made."""
+    return {
+        index.parent / target for target in re.findall(r"^- \[[^\]]+\]\(([^)#]+)\)", index.read_text(), re.MULTILINE)
+    }
 
 
-@by_document
-def test_python_code_imports_what_the_package_has(document: Path) -> None:
-    for language, code in _FENCE.findall(document.read_text()):
-        # The others may show data with parts left out.
-        if language == "python" and "import " in code:
-            for module, name in imports(code):
-                resolve(module, name)
+def test_the_readme_leads_to_the_list_of_all_pages() -> None:
+    assert "docs/index.md" in _LINK.findall(README.read_text())
+
+
+def test_every_page_of_the_documentation_is_in_the_menu_of_the_site() -> None:
+    docs = REPOSITORY / "docs"
+    assert listed(docs / "index.md") >= {*docs.glob("*.md"), docs / "reference" / "index.md"} - {docs / "index.md"}
+    reference = docs / "reference"
+    assert listed(reference / "index.md") == {*reference.glob("*.md"), *reference.glob("*.rst")} - {
+        reference / "index.md"
+    }
 
 
 @by_document
@@ -127,7 +108,7 @@ def test_dotted_names_in_the_text_are_the_packages(document: Path) -> None:
 def test_the_tree_names_the_packages_folders_and_root_modules() -> None:
     folders = [f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")]
     modules = [path.name for path in PACKAGE.glob("*.py") if path.name != "__init__.py"]
-    (tree,) = [code for _, code in _FENCE.findall(ARCHITECTURE.read_text()) if code.startswith(f"{PACKAGE_NAME}/")]
+    (tree,) = [block.code for block in blocks(ARCHITECTURE) if block.code.startswith(f"{PACKAGE_NAME}/")]
     assert sorted(_TREE_LINE.findall(tree)) == sorted(folders + modules)
 
 
@@ -155,17 +136,6 @@ def test_the_pages_with_references_have_them() -> None:
 def test_every_backtick_has_its_counterpart(document: Path) -> None:
     for line in re.split(r"\n(?=\||-|\n)", without_code(document.read_text())):
         assert line.count("`") % 2 == 0, line
-
-
-def test_the_readme_of_a_package_has_no_link_to_a_file() -> None:
-    """On the page of a package index such a link leads nowhere."""
-    hook = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["hatch"]["metadata"]["hooks"]
-    text = README.read_text()
-    assert [target for target in _LINK.findall(without_code(text)) if "://" not in target]
-    for substitution in hook["fancy-pypi-readme"]["substitutions"]:
-        text = re.sub(substitution["pattern"], substitution["replacement"], text)
-    assert [target for target in _LINK.findall(without_code(text)) if "://" not in target] == []
-    assert "](https://docs.whisul.com)" in text
 
 
 def test_the_way_of_a_prompt_is_numbered_in_order() -> None:

@@ -7,15 +7,20 @@ import json
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
+from xml.etree import ElementTree
 
 import jsonschema
 import pytest
+import yaml
 from airflow import __version__ as airflow_version
 
 from airflow_provider_whisul.get_provider_info import get_provider_info
 from airflow_provider_whisul.hooks.whisul import WhisulHook
 from airflow_provider_whisul.operators.whisul import WhisulGenerateOperator
 from airflow_provider_whisul.sensors.whisul import WhisulJobSensor
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 DAG_MODULES = (
     "airflow_provider_whisul.operators.whisul",
@@ -45,6 +50,43 @@ def test_airflow_accepts_the_provider_info() -> None:
 
     with open(f"{airflow.__path__[0]}/provider_info.schema.json") as file:
         jsonschema.validate(get_provider_info(), json.load(file))
+
+
+def test_the_guides_and_the_logo_are_files_of_the_documentation() -> None:
+    """Airflow's documentation reads such paths from the root of a provider, and they begin with /docs/."""
+    info = get_provider_info()
+    paths = [transfer["how-to-guide"] for transfer in info["transfers"]]
+    for integration in info["integrations"]:
+        paths += [*integration["how-to-guide"], integration["logo"]]
+    assert all(path.startswith("/docs/") for path in paths)
+    assert [path for path in paths if not (REPOSITORY / path[1:]).is_file()] == []
+
+
+def test_the_logo_loads_nothing_and_runs_nothing() -> None:
+    (logo,) = [integration["logo"] for integration in get_provider_info()["integrations"]]
+    # It is a file of the repository.
+    elements = list(ElementTree.parse(REPOSITORY / logo[1:]).iter())
+    assert {element.tag.removeprefix("{http://www.w3.org/2000/svg}") for element in elements} <= {
+        *("svg", "g", "rect", "path", "circle")
+    }
+    assert not [name for element in elements for name in element.attrib if "href" in name or name.startswith("on")]
+
+
+def test_the_registrys_file_names_every_class_of_the_provider_info() -> None:
+    registry, info = yaml.safe_load((REPOSITORY / ".airflow-registry.yaml").read_text()), get_provider_info()
+    assert registry["package-name"] == info["package-name"]
+    assert registry["display-name"] == info["name"]
+    assert registry["logo"].endswith(info["integrations"][0]["logo"])
+    for kind in ("operators", "sensors", "transfers", "hooks", "triggers", "task-decorators"):
+        named = [entry["module"].rpartition(".") for entry in registry[kind]]
+        assert all(hasattr(importlib.import_module(module), name) for module, _, name in named), kind
+        modules: set[str] = set()
+        for entry in info[kind]:
+            modules.update(entry.get("python-modules", ()))
+            modules.update({entry["python-module"]} if "python-module" in entry else ())
+            modules.update({entry["class-name"].rpartition(".")[0]} if "class-name" in entry else ())
+        assert {module for module, _, _ in named} == modules, kind
+        assert all(entry["description"].endswith(".") for entry in registry[kind]), kind
 
 
 @pytest.mark.parametrize("kind", ["hooks", "operators", "sensors", "triggers"])

@@ -180,7 +180,7 @@ def test_a_mapped_task_takes_what_all_share_by_partial_and_override(decorator: A
 
 
 def test_the_example_in_the_documentation_is_a_dag() -> None:
-    page = (Path(__file__).resolve().parents[3] / "docs" / "operators.md").read_text()
+    page = (Path(__file__).resolve().parents[3] / "docs" / "decorators.md").read_text()
     (code,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "@task.whisul" in code]
     names: dict[str, Any] = {}
     exec(code, names)

@@ -19,9 +19,11 @@ from tests.support.markers import SUITES, TESTS, WITHOUT_AIRFLOW, markers_of
         ("e2e/test_example_dags.py", ["e2e", "airflow"]),
         ("e2e/crash/test_crashes_with_a_folder.py", ["e2e", "crash", "airflow"]),
         ("s3/test_crashes_with_s3.py", ["s3"]),
+        ("docs/test_code_blocks.py", ["docs"]),
         ("browser/test_tracks_songs.py", ["browser"]),
         ("cluster/test_cluster_night.py", ["cluster"]),
         ("s3/test_s3.py", ["s3"]),
+        ("dist/test_packages.py", ["dist"]),
     ],
 )
 def test_the_folder_of_a_test_decides_its_markers(test: str, markers: list[str]) -> None:
