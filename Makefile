@@ -52,7 +52,7 @@ SUITES := test-py3.13 $(foreach version,$(OTHERS),test-$(version) crash-$(versio
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo airflow test test-quick test-unit test-integration test-e2e test-docs crash crash-s3 crash-all test-all \
-	test-others test-lowest test-pythons test-cluster test-s3 test-browser test-browser-all check lint scan dist format docs docs-tables pacing bench \
+	test-others test-lowest test-pythons test-cluster test-s3 test-browser test-browser-all check lint scan dist format docs docs-tables pictures pacing bench \
 	bench-storing bench-airflow suites chromium clean \
 	$(addprefix test-,$(OTHERS)) $(addprefix crash-,$(OTHERS)) $(addprefix test-py,$(PYTHONS)) \
 	$(addprefix test-browser-,$(WITH_TABS))
@@ -133,9 +133,9 @@ test-browser: .venv/browser chromium ## The Tracks tab in Chromium, on the newes
 
 test-browser-all: test-browser $(addprefix test-browser-,$(WITH_TABS)) ## The Tracks tab on every Airflow that has it
 
-# The player and the filters are the page's own: they ask Airflow for nothing.
+# The player and the filters are the page's own: they ask Airflow for nothing. The pictures show the newest Airflow.
 $(addprefix test-browser-,$(WITH_TABS)): test-browser-%: .venvs/%/browser chromium
-	.venvs/$*/bin/python $(PYTEST) -m browser $(addprefix --ignore=tests/browser/test_tracks_,player.py filters.py)
+	.venvs/$*/bin/python $(PYTEST) -m browser $(addprefix --ignore=tests/browser/test_,tracks_player.py tracks_filters.py pictures.py)
 
 test-s3: .venvs/s3/installed ## Store songs in S3, with boto, at moto's server
 	.venvs/s3/bin/python $(PYTEST) -m s3 --ignore tests/s3/test_crashes_with_s3.py
@@ -168,6 +168,9 @@ docs-tables: .venv/installed ## Write the tables of the documentation from the c
 	@$(BIN)/python -m dev.failure_table
 	@$(BIN)/python -m dev.troubleshooting
 	@$(BIN)/python -m dev.docs_options
+
+pictures: .venv/browser chromium ## Make the pictures of the documentation, of the newest Airflow in Chromium
+	WHISUL_WRITE_PICTURES=1 $(BIN)/python -m pytest -m browser tests/browser/test_pictures.py
 
 pacing: .venv/installed ## Simulate the processes that share a key of unknown limit (some minutes)
 	@$(BIN)/python -m benchmarks.pacing

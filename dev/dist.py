@@ -107,7 +107,7 @@ def of_package(listed: dict[str, Any], digest: str, required: Set[str]) -> dict[
     """
     Return the list of an environment with our package as its subject, and without what the package does not need.
 
-    cyclonedx-bom counts what an extra of a package asks for as needed where it is there. Here that is mended.
+    cyclonedx-bom follows the extras of a package too, to what is installed. The extras of ours are not followed here.
 
     The addresses of the components are left out: some are folders of this machine, and a component's package URL says
     what it is.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +19,37 @@ def page() -> str:
         parts += [
             f"## The section `[{section}]` of `airflow.cfg`\n",
             f"Each option can be an environment variable: `AIRFLOW__{section.upper()}__` and the name in capitals.\n",
-            _table(("option", "type", "default", "example", "what it is"), map(_option, content["options"].items())),
+            *(_entry(name, option["description"], **_option(option)) for name, option in content["options"].items()),
         ]
     parts += [
         "## The extra of a connection\n",
         "A connection of type `whisul` has the API key as its password, and these fields in its extra. None has to be "
         "set.\n",
-        _table(("field", "label in the UI", "type", "example", "what it is"), map(_field, CONN_FIELDS.items())),
+        *(_entry(name, field["description"], **_field(name, field)) for name, field in CONN_FIELDS.items()),
     ]
     return "\n".join(parts)
 
 
-def _option(item: tuple[str, dict[str, Any]]) -> tuple[str, ...]:
-    name, option = item
-    return f"`{name}`", option["type"], _code(option["default"]), _code(option["example"]), option["description"]
+def _entry(name: str, description: str, **facts: str | None) -> str:
+    """Return what the page says of an option or a field."""
+    lines = [f"- {fact.replace('_', ' ')}: {value}" for fact, value in facts.items() if value]
+    return "\n".join([f"### `{name}`\n", *textwrap.wrap(description, 120, break_long_words=False), "", *lines, ""])
 
 
-def _field(item: tuple[str, dict[str, Any]]) -> tuple[str, ...]:
-    name, field = item
+def _option(option: dict[str, Any]) -> dict[str, str | None]:
+    return {"type": option["type"], "default": _code(option["default"]), "example": _code(option["example"])}
+
+
+def _field(name: str, field: dict[str, Any]) -> dict[str, str | None]:
     example = UI_FIELD_BEHAVIOUR["placeholders"].get(name)
-    return f"`{name}`", field["label"], field["schema"]["type"][0], _code(example), field["description"]
+    if example and " or " in example:
+        # It says what may be there, as the description does.
+        example = None
+    return {"type": field["schema"]["type"][0], "example": _code(example), "label_in_the_UI": field["label"]}
 
 
-def _code(value: str | None) -> str:
-    return f"`{value}`" if value else ""
-
-
-def _table(head: tuple[str, ...], rows: Any) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def _code(value: str | None) -> str | None:
+    return value and f"`{value}`"
 
 
 if __name__ == "__main__":

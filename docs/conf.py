@@ -41,6 +41,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "bysource"
 add_module_names = False
+toc_object_entries_show_parents = "hide"
 
 nitpick_ignore_regex = [
     # Types of the provider's inside, which no DAG names.
@@ -61,6 +62,8 @@ intersphinx_mapping = {
 intersphinx_timeout = 1
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"airflow-provider-whisul {version}"
 html_copy_source = False
 html_show_copyright = False

@@ -136,7 +136,9 @@ def start_environment() -> Iterator[Environment]:
             }
             login = ("admin", passwords["admin"])
             with LocalAirflow(HERE / "dags", env=env, login=login) as airflow, start_browser() as browser:
-                airflow.wait_for_dags("tracks", "tracks_secret", "tracks_late", "tracks_given")
+                airflow.wait_for_dags(
+                    "tracks", "tracks_secret", "tracks_late", "tracks_given", "nightly_songs", "morning_show"
+                )
                 yield Environment(airflow, sandbox, browser, passwords)
 
 

@@ -24,6 +24,7 @@ WITHOUT_AIRFLOW = (
     "unit/test_architecture.py",
     "unit/test_docs.py",
     "unit/test_documents.py",
+    "unit/test_pictures.py",
     "unit/test_polling.py",
     "unit/test_text.py",
 )

@@ -73,4 +73,4 @@ def test_the_tables_of_options_are_up_to_date() -> None:
 def test_the_tables_of_options_have_every_option_and_field() -> None:
     page = docs_options.PAGE.read_text()
     names = {*CONN_FIELDS, *(name for section in CONFIG.values() for name in section["options"])}
-    assert {name for name in names if f"| `{name}` |" in page} == names
+    assert {name for name in names if f"\n### `{name}`\n" in page} == names
