@@ -114,6 +114,7 @@ class JobPoller:
     :param last_max_wait: Seconds after the deadline for which the last poll waits for the rate limiter's permission.
     :param submitted_at: When the job was submitted, in Unix seconds; None where nobody knows.
     :param dag_id: The DAG that waits for the job; blank where none is known.
+    :param crowd_max_wait: Seconds that the last poll waits longer where the polls of other jobs are why, and no block.
     """
 
     job_id: str
@@ -124,6 +125,7 @@ class JobPoller:
     last_max_wait: float = LAST_POLL_MAX_WAIT
     submitted_at: float | None = None
     dag_id: str = ""
+    crowd_max_wait: float = 0.0
     _polled: bool = field(default=False, init=False)
     _ran_at: float | None = field(default=None, init=False)
     _put_off: float = field(default=0.0, init=False)
@@ -185,7 +187,7 @@ class JobPoller:
         :param due: The same time on the rate limiter's clock.
         """
         submitted, ran_at = (None if at is None else due - (now - at) for at in (self.submitted_at, self._ran_at))
-        return WaitingPoll(due, self.dag_id, submitted, ran_at, self.poll_interval)
+        return WaitingPoll(due, self.dag_id, submitted, ran_at, self.poll_interval, self.crowd_max_wait)
 
     def max_wait(self, now: float) -> float:
         """
@@ -317,13 +319,13 @@ class JobPoller:
         )
 
 
-def last_poll_max_wait(jobs: int, source: DeadlineSource, *, on_worker: bool = False) -> float:
+def last_poll_max_wait(jobs: float, source: DeadlineSource, *, on_worker: bool = False) -> float:
     """
     Return the seconds after the deadline for which the last polls of some jobs wait for the rate limiter's permission.
 
     Each may have completed since its poll before, and all last polls are due in the same moment.
 
-    :param jobs: How many jobs are waited for together.
+    :param jobs: How many jobs are waited for together; infinite where nobody knows.
     :param source: What the deadline comes from.
     :param on_worker: Whether a worker waits for them, whose task Airflow ends at the execution_timeout.
     """

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from multiprocessing import Pool
 from statistics import geometric_mean, median
 
-from airflow_provider_whisul.rate_limit import rate_limiter, throttle
+from airflow_provider_whisul.rate_limit import block, rate_limiter, throttle
 from benchmarks.simulation.api_limiter import Limit, Shape
 from benchmarks.simulation.run import compare
-from benchmarks.simulation.world import Sharing, World
+from benchmarks.simulation.world import Law, Sharing, World
 from benchmarks.tables import say, table, verdict
 
 RATES = (1, 3, 8, 20, 100)
@@ -43,23 +43,22 @@ ARRANGEMENTS = (
 #: What a night is like without a constant: the constant, and the value that stands for its absence.
 ABLATIONS: tuple[tuple[str, float], ...] = (
     ("INITIAL_RATE", 4.0),
-    ("STARTUP_INCREASE", 0.02),
-    ("STARTUP_INCREASE", 0.2),
-    ("INCREASE_BELOW_CEILING", 1.0),
+    ("INCREASE", 0.02),
+    ("INCREASE", 0.2),
     ("OVERDUE_AFTER", 5.0),
     ("DELAYED", math.inf),
-    ("MULTIPLICATIVE_DECREASE", 1.0),
-    ("CEILING", 1.0),
-    ("CEILING_AGAIN", throttle.CEILING),
-    ("SAME_LIMIT", 0.0),
+    ("FIRST_DECREASE", 1.0),
+    ("FIRST_DECREASE", throttle.SOON_DECREASE),
+    ("SOON_DECREASE", throttle.DECREASE),
+    ("SOON_DECREASE", 0.5),
+    ("SOON", math.inf),
+    ("DECREASE", throttle.FIRST_DECREASE),
     ("CEILING_DOUBLES_AFTER", 100.0),
-    ("CEILING_DOUBLES_AFTER", 1e9),
+    ("CEILING_DOUBLES_AFTER", throttle.MAX_CEILING_DOUBLES_AFTER),
     ("MAX_CEILING_DOUBLES_AFTER", throttle.CEILING_DOUBLES_AFTER),
-    ("LONG_BLOCK_STEP", 99),
-    ("LEAST_CEILING", 0.0),
+    ("STEP_FORGOTTEN_AFTER", 1.0),
     ("POLL_SHARE", 1.0),
     ("URGENT_POLL_SHARE", rate_limiter.POLL_SHARE),
-    ("LEFTOVER_LEASE", rate_limiter.LEASE_SECONDS),
 )
 
 
@@ -117,10 +116,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=10, help="runs of each case; median and (worst) are shown")
     parser.add_argument("--quick", action="store_true", help="60 songs only")
     parser.add_argument("--constants", action="store_true", help="what a night is like without each constant")
+    parser.add_argument("--laws", action="store_true", help="the provider's law beside others")
     arguments = parser.parse_args(argv)
     began = time.monotonic()
     if arguments.constants:
         _without_constants(arguments.seeds)
+    elif arguments.laws:
+        _laws(arguments.seeds)
     else:
         shared = _arrangements(arguments.seeds)
         shared += _shapes(60, tuple(Shape), arguments.seeds)
@@ -183,14 +185,31 @@ def _shapes(songs: int, shapes: Sequence[Shape], seeds: int) -> list[tuple[World
     return list(zip(worlds, outcomes, strict=True))
 
 
+def _laws(seeds: int) -> None:
+    worlds = [
+        World(limit, Sharing.ALL, 500, mapped, 2 if mapped else 1, 4, law=law)
+        for _, limit in _limits((Shape.PROLONGING,))
+        for mapped in (True, False)
+        for law in Law
+    ]
+    cells = [one.cell for one in _all([Case(world, seeds) for world in worlds])]
+    names = [f"{name}, {_how(mapped)}" for name, _ in _limits((Shape.PROLONGING,)) for mapped in (True, False)]
+    table(
+        "500 songs, all share a rate limiter, 4 triggerers; seconds ÷ the oracle's, 429s; median (worst)",
+        ("limit", *(law.value for law in Law)),
+        [(name, *cells[len(Law) * number :][: len(Law)]) for number, name in enumerate(names)],
+    )
+
+
 def _without_constants(seeds: int) -> None:
     limits = [Limit(rate) for rate in RATES]
-    limits += [Limit(3, shape=Shape.FIXED_WINDOW), Limit(60, 60, Shape.FIXED_WINDOW), Limit(60, 60, Shape.BUCKET)]
+    limits += [Limit(3, shape=Shape.FIXED_WINDOW)]
+    limits += [Limit(60, 60, shape) for shape in (Shape.FIXED_WINDOW, Shape.SLIDING, Shape.BUCKET)]
     limits += [Limit(3, changes=((30, 0.5), (200, 1.0))), Limit(20, changes=((100, 0.4),))]
     worlds = [
         World(limit, Sharing.ALL, songs, mapped, 2 if mapped else 1, 4)
         for limit in limits
-        for songs, mapped in ((500, True), (60, False))
+        for songs, mapped in ((500, True), (500, False), (60, False))
     ]
     variants: list[tuple[tuple[str, float], ...]] = [(), *(((name, value),) for name, value in ABLATIONS)]
     outcomes = _all([Case(world, seeds, variant) for variant in variants for world in worlds])
@@ -253,7 +272,7 @@ def _changed(constants: Mapping[str, float]) -> Iterator[None]:
     """Give some constants of the law another value."""
     before = [
         (module, name, getattr(module, name))
-        for module in (throttle, rate_limiter)
+        for module in (throttle, rate_limiter, block)
         for name in constants
         if hasattr(module, name)
     ]

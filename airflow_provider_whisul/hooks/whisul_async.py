@@ -9,6 +9,7 @@ unless it asks for it.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -38,6 +39,9 @@ from airflow_provider_whisul.rate_limit.store_choice import find_redis_async, li
 if TYPE_CHECKING:
     from airflow_provider_whisul.hooks.submission_thread import SubmissionThread
     from airflow_provider_whisul.ledger.submission_id import SubmissionId
+
+#: The process that has read this module. One that is forked from it has none of its threads.
+_PID = os.getpid()
 
 #: Returns the settings of a connection, and how to reach the Redis of its rate limiter, None for none.
 LookUp = Callable[[], tuple[ConnectionSettings, RedisSettings | None]]
@@ -73,6 +77,8 @@ class WhisulAsyncHook(BaseHook):
         self._stack = AsyncExitStack()
         self._entered = False
         self._submissions: SubmissionThread | None = None
+        # The process that has made it.
+        self._submissions_pid = 0
 
     async def __aenter__(self) -> WhisulAsyncHook:
         await self._stack.enter_async_context(shared_session(await self.settings()))
@@ -99,7 +105,16 @@ class WhisulAsyncHook(BaseHook):
 
     async def _read_settings(self) -> ConnectionSettings:
         # A worker's way blocks the loop, which serves nobody else: its look-ups must come one after the other.
-        settings, redis = self._look_up() if self._look_up else await self._look_up_in_triggerer()
+        if self._look_up:
+            settings, redis = self._look_up()
+        elif os.getpid() == _PID:
+            settings, redis = await self._look_up_in_triggerer()
+        else:
+            # With a thread of its own: Airflow would wait for one of the process before the fork, for ever.
+            from asgiref.sync import ThreadSensitiveContext
+
+            async with ThreadSensitiveContext():
+                settings, redis = await self._look_up_in_triggerer()
         self._rate_limiter = _shared_rate_limiter(settings, redis, self.clock)
         return settings
 
@@ -197,10 +212,12 @@ class WhisulAsyncHook(BaseHook):
 
     async def _submission_thread(self) -> SubmissionThread:
         settings = await self.settings()
-        if self._submissions is None:
+        if self._submissions is None or self._submissions_pid != os.getpid():
             # In a thread, and not where this module is read: triggers need neither the worker's client nor the ledger.
             create = await asyncio.to_thread(_import_submission_thread)
-            self._submissions = self._submissions or create(self.whisul_conn_id, settings, self.clock)
+            if self._submissions is None or self._submissions_pid != os.getpid():
+                self._submissions = create(self.whisul_conn_id, settings, self.clock)
+                self._submissions_pid = os.getpid()
         return self._submissions
 
     async def pause_until(self, not_before: NotBefore) -> None:

@@ -18,11 +18,16 @@ from airflow_provider_whisul.rate_limit.limiter_client import CHECK_INTERVAL, UN
 from airflow_provider_whisul.rate_limit.limiter_store import LimiterStore
 from airflow_provider_whisul.rate_limit.poll_queue import PollQueue, WaitingPoll
 from airflow_provider_whisul.rate_limit.rate_limiter import LEASE_SECONDS, Lease, Permit, refusal
+from airflow_provider_whisul.rate_limit.throttle import INITIAL_RATE
 
 T = TypeVar("T")
 
 #: Seconds that a poll waits at least, however little it may: the store must be asked first.
 MIN_WAIT = 1.0
+
+#: Seconds that a poll which may wait for a crowd waits longer for each poll that waits beside it: at the least usual
+#: limit all of them are sent.
+CROWD_SECONDS_PER_POLL = 1 / INITIAL_RATE
 
 #: Seconds in which the demand for permits is measured.
 _DEMAND_SECONDS = 1.0
@@ -100,7 +105,8 @@ class AsyncRateLimiter(LimiterClient):
         """
         Wait until a poll may be sent. May be cancelled at any moment.
 
-        :param max_wait: Seconds to wait at most; None for as long as it takes.
+        :param max_wait: Seconds to wait at most, or longer where the poll may wait for a crowd; None for as long as it
+            takes.
         :param poll: What decides which poll goes first, in seconds of the event loop's clock. None for one that is due
             now, of no DAG.
         :raises WhisulRateLimitError: The poll is not permitted in that time. Nothing was sent.
@@ -112,18 +118,22 @@ class AsyncRateLimiter(LimiterClient):
             return at_hand
         poll = poll or WaitingPoll(due=asked_at)
         waits_before = self._waits
-        permitted: asyncio.Future[tuple[Permit, int]] = loop.create_future()
-        self._waiting[poll] = permitted
-        self._queue.add(poll)
-        self._start_runner(loop)
+        give_up_at = None if max_wait is None else asked_at + max(max_wait, MIN_WAIT)
+        latest = math.inf if give_up_at is None else give_up_at + poll.crowd_max_wait
+        permitted: asyncio.Future[tuple[Permit, int]]
         try:
-            async with asyncio.timeout(None if max_wait is None else max(max_wait, MIN_WAIT)):
-                await permitted
-        except TimeoutError:
-            if not permitted.done() or permitted.cancelled():
-                now = self._clock.time()
-                not_before = now + max(self._not_before - loop.time(), 0.0)
-                raise refusal(not_before, now, blocked=self._blocked) from None
+            while True:
+                self._waiting[poll] = permitted = loop.create_future()
+                self._queue.add(poll)
+                self._start_runner(loop)
+                try:
+                    async with asyncio.timeout_at(give_up_at):
+                        await permitted
+                except TimeoutError:
+                    if permitted.cancelled():
+                        give_up_at = self._crowd_is_served_at(latest)
+                        continue
+                break
         except asyncio.CancelledError:
             if permitted.done() and not permitted.cancelled() and permitted.exception() is None:
                 self._pass_on(permitted.result()[0])
@@ -186,6 +196,14 @@ class AsyncRateLimiter(LimiterClient):
         self._demand = 1 + self._demand * math.exp((self._demand_at - now) / _DEMAND_SECONDS)
         self._demand_at = now
 
+    def _crowd_is_served_at(self, latest: float) -> float:
+        """Return until when a poll waits longer, since others wait beside it, or refuse it."""
+        now, crowd = asyncio.get_running_loop().time(), len(self._queue)
+        if crowd < 2 or self._blocked or now >= latest:
+            wall = self._clock.time()
+            raise refusal(wall + max(self._not_before - now, 0.0), wall, blocked=self._blocked)
+        return min(now + crowd * CROWD_SECONDS_PER_POLL, latest)
+
     def _permit_at(self, now: float) -> Permit | None:
         """Return a permit that may be used now, if there is one."""
         permits = self._permits
@@ -241,7 +259,7 @@ class AsyncRateLimiter(LimiterClient):
         asked_at, own_429s = loop.time(), self._own_429s
         count = max(len(self._queue), int(self._demand * LEASE_SECONDS / _DEMAND_SECONDS))
         overdue, urgent = self._queue.overdue(asked_at), self._queue.urgent(asked_at)
-        answer, block = await self._in_thread(partial(self._ask, "poll", count, overdue, urgent))
+        answer, block, _ = await self._in_thread(partial(self._ask, "poll", count, overdue, urgent))
         self._blocked = block.active
         if not isinstance(answer, Lease):
             self._not_before = loop.time() + answer

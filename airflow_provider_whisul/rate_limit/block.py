@@ -14,6 +14,10 @@ JITTER = 0.1
 #: Seconds after which a probe without a response is followed by another: the process that sent it may have been killed.
 PROBE_TIMEOUT = 60.0
 
+#: Seconds after a block in which the next one's first cool-down becomes a step shorter. Blocks of one limit take about
+#: as long, and each probe that comes too early is a 429.
+STEP_FORGOTTEN_AFTER = 300.0
+
 #: Seconds that a cool-down takes at most.
 MAX_COOLDOWN = MAX_RETRY_AFTER + BACKOFF_SCHEDULE[-1]
 
@@ -27,8 +31,7 @@ class Block:
     :param probing: Whether a probe has been sent and has no response yet.
     :param began: When the cool-down began. It may outlast the block.
     :param cooldown: Seconds that the cool-down takes.
-    :param step: The step of the backoff schedule.
-    :param first_step: The step that the next block begins with.
+    :param step: The step of the backoff schedule, of this block or of the latest one.
     :param last_request_before: The number of the latest request that was sent before the block.
     """
 
@@ -37,14 +40,13 @@ class Block:
     began: float = -math.inf
     cooldown: float = 0.0
     step: int = 0
-    first_step: int = 0
     last_request_before: int = 0
 
-    def start(self, last_request: int) -> None:
-        """Begin a block."""
+    def start(self, now: float, last_request: int) -> None:
+        """Begin a block, with the last step of the one before, or one less for each five minutes since then."""
         self.active = True
         self.last_request_before = last_request
-        self.step = self.first_step
+        self.step = math.ceil(max(self.step - (now - self.began) / STEP_FORGOTTEN_AFTER, 0))
 
     def cool_down(self, now: float, retry_after: float | None, jitter: float) -> None:
         """Send nothing for as long as the backoff schedule says, or ``Retry-After`` where that is longer."""
@@ -62,6 +64,5 @@ class Block:
         self.cooldown = 0.0
 
     def end(self) -> None:
-        """End the block. The next one begins with this one's step, or one less if the first probe ended it."""
+        """End the block."""
         self.active = False
-        self.first_step = self.step if self.step > self.first_step else max(self.first_step - 1, 0)

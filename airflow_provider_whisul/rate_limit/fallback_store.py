@@ -24,8 +24,9 @@ class FallbackStore:
     """
     Uses a store, and another one while the first is unavailable. Its methods raise nothing.
 
-    What one store knows of a block the other one is told when it takes over: a request during a block prolongs it. A
-    store that has lost its data, as a Redis without a disk, is told what this process has seen there last.
+    What one store knows of a block the other one is told when it takes over: a request during a block prolongs it. So
+    is a 429 of a request that the other one has permitted. A store that has lost its data, as a Redis without a disk,
+    is told what this process has seen there last.
 
     :param primary: The store.
     :param backup: The one in its place, which raises nothing.
@@ -44,6 +45,8 @@ class FallbackStore:
         # the end of the cool-down of its block.
         self._latest: LimiterStore | None = None
         self._last_request = 0
+        # The number of the latest request before the store that made it took over.
+        self._last_foreign_request = 0
         self._blocked_until: float | None = None
         # What the first store knew after the latest decision that it has made for this process.
         self._known_request = 0
@@ -105,7 +108,7 @@ class FallbackStore:
         return not self._away or self._clock.monotonic() >= self._retry_at
 
     def _update(self, store: LimiterStore, decide: Decide[T]) -> T:
-        def decide_knowingly(limiter: RateLimiter, now: float) -> tuple[T, RateLimiter, float | None]:
+        def decide_knowingly(limiter: RateLimiter, now: float) -> tuple[T, RateLimiter, int, float | None]:
             has_lost = store is self._primary and limiter.last_request < self._known_request
             if has_lost and self._throttle is not None:
                 limiter.recover(self._throttle, self._durations)
@@ -114,12 +117,16 @@ class FallbackStore:
                 limiter.last_request = max(limiter.last_request, self._last_request)
                 if self._blocked_until is not None:
                     limiter.pause(now, max(self._blocked_until - self._clock.monotonic(), 0.0))
+            foreign = self._last_foreign_request
+            if store is not self._latest and self._latest is not None:
+                foreign = limiter.last_request
+            limiter.last_foreign_request = max(limiter.last_foreign_request, foreign)
             result = decide(limiter, now)
             block = limiter.block
             cooldown = max(block.began + block.cooldown - now, 0.0)
-            return result, limiter, self._clock.monotonic() + cooldown if block.active else None
+            return result, limiter, foreign, self._clock.monotonic() + cooldown if block.active else None
 
-        result, limiter, self._blocked_until = store.update(decide_knowingly)
+        result, limiter, self._last_foreign_request, self._blocked_until = store.update(decide_knowingly)
         self._last_request = limiter.last_request
         if store is self._primary:
             self._known_request = limiter.last_request

@@ -85,13 +85,25 @@ class LimiterClient:
         return decision
 
     def _ask(
-        self, kind: Kind, count: int, overdue: float, urgent: bool = False, max_ahead: float = MAX_AHEAD
-    ) -> tuple[Lease | float, Block]:
-        """Return a lease, or after how many seconds to ask again; and the block as it is then."""
+        self,
+        kind: Kind,
+        count: int,
+        overdue: float,
+        urgent: bool = False,
+        max_ahead: float = MAX_AHEAD,
+        client: int | None = None,
+    ) -> tuple[Lease | float, Block, float]:
+        """
+        Return a lease, or after how many seconds to ask again.
 
-        def decide(limiter: RateLimiter, now: float) -> tuple[Lease | float, Block]:
-            answer = limiter.acquire(now, kind, count=count, overdue=overdue, urgent=urgent, max_ahead=max_ahead)
-            return answer, replace(limiter.block)
+        And the block as it is then, and after how many seconds anybody may be permitted a request.
+        """
+
+        def decide(limiter: RateLimiter, now: float) -> tuple[Lease | float, Block, float]:
+            answer = limiter.acquire(
+                now, kind, count=count, overdue=overdue, urgent=urgent, max_ahead=max_ahead, client=client
+            )
+            return answer, replace(limiter.block), max(limiter.next_allowed_at(now) - now, 0.0)
 
         return self._update(decide)
 

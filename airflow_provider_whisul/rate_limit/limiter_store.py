@@ -8,7 +8,8 @@ from typing import Protocol, TypeVar
 
 from airflow_provider_whisul.api.connection import ConnectionSettings
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
-from airflow_provider_whisul.rate_limit.rate_limiter import STATE_VERSION, RateLimiter
+from airflow_provider_whisul.rate_limit.kept_state import STATE_VERSION
+from airflow_provider_whisul.rate_limit.rate_limiter import RateLimiter
 
 T = TypeVar("T")
 

@@ -35,6 +35,7 @@ class WaitingPoll:
     :param submitted: When the job was submitted, on the same clock; None where nobody knows.
     :param last_poll: When a poll found the job running last, on the same clock; None where none did yet.
     :param poll_interval: Seconds between two polls of the job.
+    :param crowd_max_wait: Seconds that the poll waits longer than it usually may, where other polls are why.
     """
 
     due: float
@@ -42,6 +43,7 @@ class WaitingPoll:
     submitted: float | None = None
     last_poll: float | None = None
     poll_interval: float = 10.0
+    crowd_max_wait: float = 0.0
 
     @property
     def urgent_at(self) -> float:

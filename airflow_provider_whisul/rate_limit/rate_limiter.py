@@ -12,17 +12,16 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from airflow_provider_whisul.clock import utc
 from airflow_provider_whisul.exceptions import WhisulRateLimitError
 from airflow_provider_whisul.rate_limit.backoff import BACKOFF_SCHEDULE
-from airflow_provider_whisul.rate_limit.block import MAX_COOLDOWN, PROBE_TIMEOUT, Block
+from airflow_provider_whisul.rate_limit.block import PROBE_TIMEOUT, Block
 from airflow_provider_whisul.rate_limit.durations import Durations
+from airflow_provider_whisul.rate_limit.kept_state import STATE_VERSION, is_state
+from airflow_provider_whisul.rate_limit.submission_line import SubmissionLine
 from airflow_provider_whisul.rate_limit.throttle import INITIAL_RATE, MAX_RATE, Throttle
-
-#: Version of what a store holds. A store with another one is taken for empty.
-STATE_VERSION = 2
 
 #: What is sent: a submission, or a poll. Submissions go first.
 Kind = Literal["submission", "poll"]
@@ -45,11 +44,12 @@ PRESSING_NOTED_FOR = 0.5
 POLL_SHARE = 0.05
 URGENT_POLL_SHARE = 0.2
 
-#: Seconds of polls that one lease permits while submissions are waiting. The next submission waits no longer.
-LEFTOVER_LEASE = 0.05
-
 #: Seconds after which a poll asks again at the earliest, so that a hundred processes that wait leave the store alone.
+#: While submissions are waiting a lease permits polls for so long: the next submission waits no longer.
 LEAST_WAIT = 0.05
+
+#: Seconds after which a submission that waits for the response to a probe asks again: it may come at any moment.
+PROBE_CHECK_INTERVAL = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +106,11 @@ class RateLimiter:
     throttle: Throttle = field(init=False)
     block: Block = field(init=False, default_factory=Block)
     durations: Durations = field(init=False, default_factory=Durations)
+    line: SubmissionLine = field(init=False, default_factory=SubmissionLine)
     #: The number of the latest request.
     last_request: int = field(init=False, default=0)
+    #: The number up to which requests may be of another store, whose numbers tell nothing of the blocks here. Not kept.
+    last_foreign_request: int = field(init=False, default=0)
     #: When the latest permitted poll is sent.
     last_poll_at: float = field(init=False, default=-math.inf)
     #: Until when polls leave the larger share to submissions.
@@ -130,6 +133,7 @@ class RateLimiter:
             "block": asdict(self.block),
             "durations": self.durations.seconds,
             "jobs": self.durations.jobs,
+            "line": self.line.places,
             **own,
         }
 
@@ -142,13 +146,13 @@ class RateLimiter:
         :param max_requests_per_second: As in the constructor.
         """
         limiter = cls(max_requests_per_second)
-        known = limiter.as_dict()
-        if not isinstance(state, dict) or not _same_shape(state, known) or not _makes_sense(state):
+        if not is_state(state, limiter.as_dict()):
             return limiter
         vars(limiter.throttle).update(state["throttle"])
         vars(limiter.block).update(state["block"])
         limiter.durations.add(state["durations"])
         limiter.durations.jobs = state["jobs"]
+        limiter.line.places = [list(place) for place in state["line"]]
         vars(limiter).update({name: state[name] for name in _OWN_NUMBERS})
         limiter.configure(max_requests_per_second)
         return limiter
@@ -176,6 +180,11 @@ class RateLimiter:
         interval = PROBE_TIMEOUT if self.block.probing else 1 / self.throttle.rate
         return max(self.throttle.last_request_at + interval, self.block.began + self.block.cooldown)
 
+    @property
+    def submissions_press_until(self) -> float:
+        """Until when polls leave the larger share to submissions."""
+        return max(self.submissions_until, self.line.waits_until)
+
     def _notice_reset_clock(self, now: float) -> None:
         """Count times that lie too far ahead as now, for good: a clock that was put back delays nothing again."""
         latest = now + MAX_AHEAD + max(LEASE_SECONDS, 1 / self.throttle.rate)
@@ -194,6 +203,7 @@ class RateLimiter:
         overdue: float = 0.0,
         urgent: bool = False,
         max_ahead: float = MAX_AHEAD,
+        client: int | None = None,
     ) -> Lease | float:
         """
         Permit some requests, or return the seconds after which to ask again.
@@ -205,15 +215,17 @@ class RateLimiter:
             for which it has sent requests without a break.
         :param urgent: Whether a job has waited too long for its poll.
         :param max_ahead: Seconds by which the first request may be ahead, at most :data:`MAX_AHEAD`.
+        :param client: The number of a client that waits with its submission until it is permitted. It gets a place in
+            the line, and asks again when its turn is likely. None for one that has no place.
         """
         self._notice_reset_clock(now)
         if kind == "submission" and self.submissions_until - now < SUBMISSIONS_PRESS_FOR - PRESSING_NOTED_FOR:
             self.submissions_until = now + SUBMISSIONS_PRESS_FOR
         starts_at = max(self.next_allowed_at(now), now)
         ahead, lease_seconds = min(max_ahead, MAX_AHEAD), LEASE_SECONDS
-        if kind == "poll" and now < self.submissions_until:
+        if kind == "poll" and now < self.submissions_press_until:
             # Late polls would drive the rate into a block, in which no song is submitted.
-            overdue, lease_seconds = -math.inf, LEFTOVER_LEASE
+            overdue, lease_seconds = -math.inf, LEAST_WAIT
             if starts_at > now:
                 share = URGENT_POLL_SHARE if urgent else POLL_SHARE
                 until_turn = self.last_poll_at + 1 / (share * self.throttle.rate) - starts_at
@@ -221,11 +233,24 @@ class RateLimiter:
                     return max(min(until_turn, starts_at - now), LEAST_WAIT)
                 # Submissions take all that is not further ahead than they may be.
                 ahead, lease_seconds = ahead + 1 / self.throttle.rate, 0.0
+        turn = 0.0
+        if client is not None:
+            # Whoever comes later may take a permit less far ahead. One that would be lost everybody may take.
+            turn = self.line.place(now, client) / self.throttle.rate
+            ahead = max(ahead - turn, 0.0)
         if self.block.active:
             ahead = 0.0
         if starts_at - now > ahead + 1e-3:
             wait = starts_at - now - ahead
-            return max(wait, LEAST_WAIT) if kind == "poll" else wait
+            if kind == "poll":
+                return max(wait, LEAST_WAIT)
+            if client is None:
+                return wait
+            if self.block.probing:
+                starts_at, wait = now, PROBE_CHECK_INTERVAL
+            return self.line.wait(now, client, wait, starts_at - now, turn)
+        if client is not None:
+            self.line.leave(client)
         probe = self.block.active
         if probe:
             count = 1
@@ -294,7 +319,7 @@ class RateLimiter:
 
         :param request: The request's number.
         """
-        return not self.block.active or request > self.block.last_request_before
+        return not self.block.active or request > max(self.block.last_request_before, self.last_foreign_request)
 
     def on_response(
         self, now: float, request: int, throttled: bool | None, retry_after: float | None = None, jitter: float = 0.0
@@ -313,15 +338,17 @@ class RateLimiter:
         block = self.block
         if throttled is False and retry_after:
             block.wait(now, retry_after)
-        if request <= block.last_request_before:
+        is_foreign = request <= self.last_foreign_request
+        if is_foreign or request <= block.last_request_before:
             # It was sent before the block began: its 429 is no new event, its success no end of the block.
             if block.active and throttled:
                 block.cool_down(now, retry_after, jitter)
-            return False
+            if block.active or not is_foreign:
+                return False
         if not block.active:
             if throttled:
-                block.start(self.last_request)
-                self.throttle.decrease(now, block.first_step)
+                block.start(now, self.last_request)
+                self.throttle.decrease()
                 block.cool_down(now, retry_after, jitter)
             return bool(throttled)
         block.probing = False
@@ -352,34 +379,6 @@ class RateLimiter:
 
 #: The numbers that are the rate limiter's own, and are kept.
 _OWN_NUMBERS = ("last_request", "last_poll_at", "submissions_until")
-
-
-def _same_shape(found: object, known: object) -> bool:
-    """Return whether JSON that was read has the keys and types of what is written."""
-    if isinstance(known, dict):
-        return (
-            isinstance(found, dict)
-            and found.keys() == known.keys()
-            and all(_same_shape(found[name], value) for name, value in known.items())
-        )
-    return type(found) is type(known) and found == found
-
-
-def _makes_sense(state: dict[str, Any]) -> bool:
-    """Return whether numbers that were read are such as are written."""
-    throttle, block = state["throttle"], state["block"]
-    return (
-        state["version"] == STATE_VERSION
-        and 0 < throttle["rate"] < math.inf
-        and throttle["ceiling"] > 0
-        and throttle["ceiling_doubles_after"] > 0
-        and 0 <= throttle["ceiling_age"] < math.inf
-        and min(throttle["in_minute"], throttle["in_last_minute"], block["last_request_before"]) >= 0
-        and state["last_request"] >= block["last_request_before"]
-        and all(0 <= block[name] < len(BACKOFF_SCHEDULE) for name in ("step", "first_step"))
-        and 0 <= block["cooldown"] <= MAX_COOLDOWN
-        and all(type(number) is int and number >= 0 for name in ("durations", "jobs") for number in state[name])
-    )
 
 
 def refusal(not_before: float, now: float, *, blocked: bool) -> WhisulRateLimitError:

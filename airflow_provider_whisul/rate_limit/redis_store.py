@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 #: Seconds that connecting to the server and one response of it may take.
 SOCKET_TIMEOUT = 0.5
 
+#: Seconds without a request after which a connection is not used again, but replaced: a firewall may have forgotten it
+#: without a word. Most wait for a minute or longer.
+MAX_IDLE_SECONDS = 20.0
+
 #: Seconds for which a decision is made anew, because others have come first, until the store counts as unavailable.
 CONFLICT_TIMEOUT = 5.0
 #: Seconds to wait at most before the second attempt, then twice as long each time, up to the second number.
@@ -77,6 +81,7 @@ class RedisStore:
         self.key = f"whisul:rate_limit:{state_name(settings)}"
         self._count_key = f"whisul:submissions:{settings.fingerprint[:32]}:"
         self._last_seen: object = None
+        self._used_at = time.monotonic()
 
     @property
     def where(self) -> str:
@@ -147,7 +152,10 @@ class RedisStore:
         return self._call(_state_and_time, _READ, self.key)
 
     def _call(self, read: Callable[[Any], T], script: str, key: str, *arguments: bytes | str | float) -> T:
+        used_at, self._used_at = self._used_at, time.monotonic()
         try:
+            if self._used_at - used_at > MAX_IDLE_SECONDS:
+                self._client.connection_pool.disconnect()
             return read(self._client.eval(script, 1, key, *arguments))
         except Exception as error:
             # Whatever it is: a client that meets another kind of server raises errors of any class.

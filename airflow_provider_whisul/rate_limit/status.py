@@ -74,7 +74,7 @@ class LimiterStatus:
         def unix(time: float) -> float | None:
             return round(wall + time - now, 3) if math.isfinite(time) else None
 
-        block, throttle = limiter.block, limiter.throttle
+        block, throttle, press_until = limiter.block, limiter.throttle, limiter.submissions_press_until
         not_before = block.began + block.cooldown
         return cls(
             where=where,
@@ -86,7 +86,7 @@ class LimiterStatus:
             not_before=unix(not_before) if block.active or not_before > now else None,
             probing=block.active and block.probing,
             permitted_until=unix(throttle.last_request_at),
-            submissions_until=unix(limiter.submissions_until) if limiter.submissions_until > now else None,
+            submissions_until=unix(press_until) if press_until > now else None,
             durations=len(limiter.durations.seconds),
             first_poll_age=limiter.durations.first_poll_age(),
             max_submissions_per_day=settings.max_submissions_per_day,

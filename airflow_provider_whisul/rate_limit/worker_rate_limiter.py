@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 
 from airflow_provider_whisul import metrics
 from airflow_provider_whisul.api.connection import ConnectionSettings
@@ -31,6 +32,8 @@ class WorkerRateLimiter(LimiterClient):
         super().__init__(store, settings, clock)
         # The time since which the worker has sent requests without a break, and the end of the last one.
         self._busy_since = self._busy_until = -math.inf
+        # What tells it apart from the other processes that wait to submit.
+        self._number = secrets.randbits(32)
 
     def acquire(self, kind: Kind, max_wait: float) -> Permit:
         """
@@ -47,16 +50,19 @@ class WorkerRateLimiter(LimiterClient):
         while True:
             left = max(max_wait - (now - asked_at), 0.0)
             urgent = kind == "poll" and WaitingPoll(asked_at).urgent_at <= now
-            answer, block = self._ask(kind, 1, now - self._busy_since, urgent, max_ahead=left)
+            client = self._number if kind == "submission" else None
+            answer, block, free_in = self._ask(kind, 1, now - self._busy_since, urgent, left, client)
             answered_at = self._clock.monotonic()
             if isinstance(answer, Lease):
                 wait = answer.delay
-            elif answer <= left or (block.probing and left):
-                # The response to a probe may permit the next request at any moment.
-                wait = min(answer, CHECK_INTERVAL, left)
             else:
-                wall = self._clock.time()
-                raise refusal(wall + answer, wall, blocked=block.active)
+                if kind == "poll":
+                    free_in, answer = answer, min(answer, CHECK_INTERVAL)
+                # The response to a probe may permit the next request at any moment.
+                if free_in > left and not (block.probing and left):
+                    wall = self._clock.time()
+                    raise refusal(wall + free_in, wall, blocked=block.active)
+                wait = min(answer, left)
             if wait > _NO_WAIT:
                 has_waited = True
                 self._clock.sleep(wait)

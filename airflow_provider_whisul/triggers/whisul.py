@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +12,13 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_provider_whisul.api.models import Song
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_whisul.exceptions import WhisulError
-from airflow_provider_whisul.polling import DeadlineSource, JobPoller, check_poll_interval
+from airflow_provider_whisul.polling import (
+    LAST_POLL_MAX_WAIT,
+    DeadlineSource,
+    JobPoller,
+    check_poll_interval,
+    last_poll_max_wait,
+)
 from airflow_provider_whisul.rate_limit.backoff import NotBefore
 from airflow_provider_whisul.triggers.events import CompletedEvent, ErrorEvent
 
@@ -108,6 +115,8 @@ class WhisulJobTrigger(BaseTrigger):
             self.poll_interval,
             self.deadline,
             self.deadline_source,
+            # Other triggers may have the same deadline.
+            crowd_max_wait=last_poll_max_wait(math.inf, self.deadline_source) - LAST_POLL_MAX_WAIT,
             submitted_at=self.submitted_at,
             dag_id=self.dag_id,
         )

@@ -49,9 +49,10 @@ class Limit:
     shape: Shape = Shape.PROLONGING
     changes: tuple[tuple[float, float], ...] = ()
 
-    def share(self, now: float) -> float:
-        """Return the share of the limit that is there."""
-        return next((share for since, share in reversed(self.changes) if now >= since), 1.0)
+    def at(self, now: float) -> tuple[int, float]:
+        """Return how many requests are allowed, and in how many seconds: whole requests, so less takes longer."""
+        share = next((share for since, share in reversed(self.changes) if now >= since), 1.0)
+        return (round(self.requests * share), self.window) if share > 1 else (self.requests, self.window / share)
 
 
 class ApiLimiter:
@@ -92,24 +93,25 @@ class ApiLimiter:
     def allowed_at(self, now: float) -> float:
         """Return when the next request is served, now or later."""
         limit = self._limit
-        window = limit.window / limit.share(now)
+        requests, window = limit.at(now)
         if limit.shape is Shape.BUCKET:
-            self._tokens = min(self._tokens + (now - self._filled_at) * limit.requests / window, self._burst)
+            self._tokens = min(self._tokens + (now - self._filled_at) * requests / window, self._burst)
             self._filled_at = now
             # The sum of many small shares is not exact.
-            return now + max(1 - 1e-9 - self._tokens, 0.0) * window / limit.requests
+            return now + max(1 - 1e-9 - self._tokens, 0.0) * window / requests
         if limit.shape is Shape.FIXED_WINDOW:
             if now >= self._window_ends_at:
                 self._window_ends_at, self._in_window = (now // window + 1) * window, 0
-            return max(now, self._window_ends_at) if self._in_window >= limit.requests else now
+            return max(now, self._window_ends_at) if self._in_window >= requests else now
         while self._recent and self._recent[0] + window <= now:
             self._recent.popleft()
-        at = self._recent[0] + window if len(self._recent) >= limit.requests else now
+        at = self._recent[0] + window if len(self._recent) >= requests else now
         return max(at, self._blocked_until)
 
     def interval(self, now: float) -> float:
         """Return the seconds between two requests that are sent evenly, at the limit."""
-        return self._limit.window / self._limit.share(now) / self._limit.requests
+        requests, window = self._limit.at(now)
+        return window / requests
 
     def _count(self, now: float) -> None:
         if self._limit.shape is Shape.BUCKET:

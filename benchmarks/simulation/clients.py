@@ -30,11 +30,16 @@ class Api(Protocol):
 
 
 class Store:
-    """One rate limiter, shared by some processes."""
+    """
+    One rate limiter, shared by some processes.
 
-    def __init__(self) -> None:
-        self.limiter = RateLimiter()
+    :param limiter: The rate limiter.
+    """
+
+    def __init__(self, limiter: RateLimiter) -> None:
+        self.limiter = limiter
         self.decisions = 0
+        self.submitters = 0
 
 
 class Submitter:
@@ -47,6 +52,8 @@ class Submitter:
     def __init__(self, events: Events, api: Api, store: Store, ended: Callable[[int, bool], None]) -> None:
         self._events, self._api, self._store, self._ended = events, api, store, ended
         self._busy_since = -1.0
+        store.submitters += 1
+        self._number = store.submitters
 
     def submit(self, job: int) -> None:
         """Submit a song."""
@@ -57,12 +64,12 @@ class Submitter:
     def _try(self, job: int, attempt: int, give_up_at: float) -> None:
         events, store, now = self._events, self._store, self._events.now
         store.decisions += 1
-        lease = store.limiter.acquire(now, "submission", overdue=now - self._busy_since)
+        lease = store.limiter.acquire(now, "submission", overdue=now - self._busy_since, client=self._number)
         if not isinstance(lease, Lease):
-            if not store.limiter.block.probing and now + lease > give_up_at:
+            if not store.limiter.block.probing and store.limiter.next_allowed_at(now) > give_up_at:
                 self._ended(job, False)
             else:
-                events.after(min(lease, CHECK_INTERVAL), lambda: self._try(job, attempt, give_up_at))
+                events.after(min(lease, give_up_at - now), lambda: self._try(job, attempt, give_up_at))
             return
         permit = lease.permit(0)
 

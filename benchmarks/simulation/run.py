@@ -14,6 +14,7 @@ from benchmarks.simulation.api_limiter import ApiLimiter
 from benchmarks.simulation.clients import Store, Submitter, Triggerer
 from benchmarks.simulation.events import Events
 from benchmarks.simulation.oracle import Oracle
+from benchmarks.simulation.reference import rate_limiter
 from benchmarks.simulation.world import (
     HORIZON,
     JOB_SECONDS,
@@ -22,6 +23,7 @@ from benchmarks.simulation.world import (
     RETRY_DELAY,
     TASK_SLOTS,
     TASK_START,
+    Law,
     Result,
     Sharing,
     World,
@@ -46,7 +48,7 @@ def compare(world: World, seeds: Iterable[int]) -> tuple[list[float], list[Resul
     ratios, results = [], []
     for seed in seeds:
         result = simulate(replace(world, seed=seed))
-        oracle = oracle_seconds(replace(world, seed=seed, sharing=Sharing.ORACLE, triggerers=1))
+        oracle = oracle_seconds(replace(world, seed=seed, sharing=Sharing.ORACLE, triggerers=1, law=Law.OWN))
         ratios.append(result.seconds / oracle)
         results.append(result)
     return ratios, results
@@ -77,7 +79,7 @@ class _Simulation:
 
     def _make_stores(self) -> None:
         world = self.world
-        machines = [Store() for _ in range(world.machines)]
+        machines = [self._store() for _ in range(world.machines)]
         if world.sharing is Sharing.ALL:
             machines = machines[:1] * world.machines
         self.machines = machines
@@ -85,9 +87,15 @@ class _Simulation:
         for number in range(world.triggerers):
             store = machines[number % world.machines]
             if world.sharing is Sharing.NOTHING:
-                store = Store()
+                store = self._store()
                 self.stores.append(store)
             self.triggerers.append(Triggerer(self.events, self, store, self._polled))
+
+    def _store(self) -> Store:
+        limiter, changes = rate_limiter(self.world)
+        for at, tell in changes:
+            self.events.after(at, tell)
+        return Store(limiter)
 
     def run(self) -> Result:
         world = self.world

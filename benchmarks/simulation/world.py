@@ -40,6 +40,15 @@ class Sharing(Enum):
     ALL = "all processes"
 
 
+class Law(Enum):
+    """What decides how many requests per second are sent."""
+
+    OWN = "the provider's law"
+    TOLD = "told the limit"
+    AIMD = "AIMD"
+    CUBIC = "cubic"
+
+
 @dataclass(frozen=True)
 class World:
     """
@@ -53,6 +62,7 @@ class World:
     :param machines: How many machines there are.
     :param triggerers: How many triggerers there are, evenly on the machines.
     :param seed: The seed of all random times.
+    :param law: What decides how many requests per second are sent.
     """
 
     limit: Limit
@@ -62,6 +72,7 @@ class World:
     machines: int = 1
     triggerers: int = 1
     seed: int = 0
+    law: Law = Law.OWN
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import os
 import secrets
 import time
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
@@ -43,11 +43,13 @@ MIN_PAUSE = 5.0
 #: Seconds that one request may take. So long the batch waits for the response that was lost with its worker.
 REQUEST_TIMEOUT = 10
 #: Seconds that the night may take.
-MAX_SECONDS = 800.0
+MAX_SECONDS = 600.0
 MAX_THROTTLED = 10
 #: How many songs the batch has submitted when its worker is killed, and when the Redis of the rate limiter is.
 CRASH_AT = BATCH // 10
 RESTART_REDIS_AT = BATCH * 3 // 5
+#: Seconds of each part of the night in the report.
+SPAN = 20
 #: Seconds for which that Redis is away, and seconds from then on in which one more block may begin.
 REDIS_AWAY_SECONDS = 2.0
 AFTER_RESTART_SECONDS = 60.0
@@ -268,7 +270,16 @@ def as_text(night: Night) -> str:
         ("Blocks", night.blocks()),
     ):
         lines.append(f"{what} at {', '.join(f'{at - night.began_at:.0f}' for at in times if at) or '-'} s")
+    lines.append(f"Submissions and polls in each {SPAN} s: {per_span(night)}")
     return "\n".join(lines)
+
+
+def per_span(night: Night) -> str:
+    """How many submissions and polls came in each part of the night, such as ``12+3 40+18``."""
+    counts: dict[int, Counter[str]] = defaultdict(Counter)
+    for request in night.sandbox.requests:
+        counts[int((request.at - night.began_at) // SPAN)][request.method] += 1
+    return " ".join(f"{counts[span]['POST']}+{counts[span]['GET']}" for span in range(max(counts, default=-1) + 1))
 
 
 def pauses(night: Night) -> list[tuple[float, str, bool]]:

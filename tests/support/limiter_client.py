@@ -14,10 +14,18 @@ class Client:
         self.limiter = RateLimiter(limit)
         self.now = NOW
 
-    def take(self, kind: Kind = "submission", count: int = 1, overdue: float = 0.0, urgent: bool = False) -> Lease:
+    def take(
+        self,
+        kind: Kind = "submission",
+        count: int = 1,
+        overdue: float = 0.0,
+        urgent: bool = False,
+        client: int | None = None,
+    ) -> Lease:
         """Ask until there is a lease."""
         while not isinstance(
-            lease := self.limiter.acquire(self.now, kind, count=count, overdue=overdue, urgent=urgent), Lease
+            lease := self.limiter.acquire(self.now, kind, count=count, overdue=overdue, urgent=urgent, client=client),
+            Lease,
         ):
             self.now += lease
         return lease

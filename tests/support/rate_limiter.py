@@ -8,6 +8,7 @@ from typing import Any
 from airflow_provider_whisul.api.connection import ConnectionSettings
 from airflow_provider_whisul.rate_limit.async_rate_limiter import AsyncRateLimiter
 from airflow_provider_whisul.rate_limit.limiter_store import Decide, MemoryStore, T
+from airflow_provider_whisul.rate_limit.poll_queue import WaitingPoll
 from airflow_provider_whisul.rate_limit.rate_limiter import RateLimiter
 from tests.support.clock import VirtualLoop, loop_clock
 
@@ -43,11 +44,13 @@ class Account:
         retry_after: float | None = None,
         at: float = 0.0,
         max_wait: float | None = None,
+        crowd_max_wait: float = 0.0,
     ) -> float | None:
         """Send a request as the hook does, and return the cool-down that its response brought."""
         if at:
             await asyncio.sleep(at)
-        permitted = await self.rate_limiter.acquire(max_wait)
+        poll = WaitingPoll(self.loop.time(), crowd_max_wait=crowd_max_wait) if crowd_max_wait else None
+        permitted = await self.rate_limiter.acquire(max_wait, poll)
         try:
             self.sent.append((round(self.loop.time(), 6), name))
             if takes:

@@ -51,6 +51,12 @@ class RedisServer:
         """How to reach it, without a password."""
         return RedisSettings("redis_test", "127.0.0.1", self.port)
 
+    @property
+    def pid(self) -> int:
+        """The process."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         """Start it, empty, and wait until it answers."""
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)

@@ -376,3 +376,16 @@ def test_an_async_task_of_airflow_makes_two_songs(start_sandbox: Callable[..., S
     assert [song["prompt"] for song in songs] == ["first voice", "second voice"]
     assert len(sandbox.jobs) == 2
     assert outcomes() == {"delivered": 2}
+
+
+def test_a_process_that_was_forked_submits_and_polls_with_the_hook_of_before_and_with_a_new_one(
+    sandbox: Sandbox,
+) -> None:
+    """None of the threads is there any more: not the hook's, and not the one that Airflow looks connections up in."""
+    command = [sys.executable, "-m", "tests.integration.hooks.fork_process"]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=True)
+    users = ["parent", "child", "child's hook", "parent after the fork"]
+    assert [line for line in ended.stdout.splitlines() if line.startswith(tuple(users))] == [
+        f"{user}: a song of the {user}" for user in users
+    ]
+    assert len(sandbox.jobs) == len(users)

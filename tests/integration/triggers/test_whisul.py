@@ -294,6 +294,38 @@ def test_the_last_poll_is_at_the_deadline(virtually: Callable[..., Any]) -> None
     virtually(main)
 
 
+def test_mapped_jobs_whose_deadlines_come_together_are_all_polled_once_more(
+    virtually: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are too many for five seconds at the rate that is known, and one of them has just completed."""
+
+    async def main(waiting: Waiting) -> None:
+        connection = {**json.loads(waiting.sandbox.connection), "extra": {"max_requests_per_second": 1}}
+        monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", json.dumps(connection))
+        job_ids = [await waiting.submit("a song [sandbox:forever]") for _ in range(39)]
+        job_ids.append(await waiting.submit())
+        deadline = waiting.loop.wall() + 61
+        events = await asyncio.gather(*(waiting.event(job_id, deadline=deadline) for job_id in job_ids))
+        last_polls = [waiting.polls(job_id)[-1] for job_id in job_ids]
+        assert min(last_polls) >= 61
+        assert 10 < max(last_polls) - 61 <= 45
+        assert [event["status"] for event in events] == ["error"] * 39 + ["completed"]
+        assert {event["error"]["type"] for event in events[:39]} == {"WhisulJobTimeoutError"}
+
+    virtually(main)
+
+
+def test_the_last_poll_waits_five_seconds_where_a_block_is_what_delays_it(virtually: Callable[..., Any]) -> None:
+    async def main(waiting: Waiting) -> None:
+        job_ids = [await waiting.submit("a song [sandbox:get-429=9]") for _ in range(3)]
+        deadline = waiting.loop.wall() + 22
+        events = await asyncio.gather(*(waiting.event(job_id, deadline=deadline) for job_id in job_ids))
+        assert {event["error"]["type"] for event in events} == {"WhisulJobTimeoutError"}
+        assert waiting.loop.wall() <= deadline + 6
+
+    virtually(main)
+
+
 def test_a_job_that_completed_before_a_past_deadline_is_found(virtually: Callable[..., Any]) -> None:
     """As after the triggerer was down for hours."""
 

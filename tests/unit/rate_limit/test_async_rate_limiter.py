@@ -341,6 +341,37 @@ def test_a_request_behind_others_is_refused_in_time_too() -> None:
     run_virtually(main)
 
 
+@pytest.mark.parametrize(("polls", "crowd_max_wait", "sent"), [(30, 235.0, 30), (30, 10.0, 15), (30, 0.0, 5)])
+def test_polls_that_wait_for_each_other_wait_longer_up_to_a_bound(polls: int, crowd_max_wait: float, sent: int) -> None:
+    async def main(loop: VirtualLoop) -> None:
+        account = Account(loop, 1.0)
+        last = [account.start("x", max_wait=5, crowd_max_wait=crowd_max_wait) for _ in range(polls)]
+        refused = [one for one in await asyncio.gather(*last, return_exceptions=True) if one is not None]
+        assert all(isinstance(error, WhisulRateLimitError) for error in refused)
+        assert len(account.sent) == polls - len(refused) == pytest.approx(sent, abs=1)
+        assert loop.time() == pytest.approx(min(polls, 5 + crowd_max_wait), abs=1.1)
+        assert not account.rate_limiter._waiting
+
+    run_virtually(main)
+
+
+def test_a_poll_that_waits_alone_or_for_a_block_does_not_wait_longer() -> None:
+    async def main(loop: VirtualLoop) -> None:
+        account = Account(loop, 0.1)
+        await account.request("a")
+        with pytest.raises(WhisulRateLimitError):
+            await account.request("b", max_wait=5, crowd_max_wait=100)
+        assert loop.time() == pytest.approx(5)
+        await account.request("c", throttled=True, retry_after=60)
+        began = loop.time()
+        waiting = [account.start("d", max_wait=5, crowd_max_wait=100) for _ in range(9)]
+        assert len([await asyncio.gather(*waiting, return_exceptions=True)]) == 1
+        assert loop.time() - began == pytest.approx(5)
+        assert account.names == "ac"
+
+    run_virtually(main)
+
+
 def test_max_wait_is_for_the_permit_and_not_for_the_response() -> None:
     async def main(loop: VirtualLoop) -> None:
         account = Account(loop)

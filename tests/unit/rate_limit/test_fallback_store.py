@@ -200,6 +200,88 @@ def test_a_block_that_was_met_meanwhile_holds_when_the_store_comes_back(
     assert primary.limiter.block.active
 
 
+@pytest.mark.parametrize("blocked_again", [False, True])
+def test_a_429_of_a_request_that_the_backup_permitted_is_not_lost_when_the_store_comes_back(
+    store: FallbackStore, primary: UnsteadyStore, clock: FakeClock, blocked_again: bool
+) -> None:
+    for _ in range(30):
+        store.update(take_number)
+    primary.away = True
+    request = store.update(take_number)
+    # Other machines have never lost the store. They have met a block there, and ended it.
+    limiter, now = primary.limiter, clock.now + primary.ahead
+    limiter.last_request = 500
+    limiter.pause(now, 5)
+    if not blocked_again:
+        probe = limiter.acquire(now + 5, "submission")
+        assert isinstance(probe, Lease)
+        limiter.on_response(now + 5, probe.first, throttled=False)
+    rate = limiter.throttle.rate
+    clock.now += 10
+    primary.away = False
+    # Its response comes only now, and is reported to the store that is back.
+    store.update(lambda limiter, now: limiter.on_response(now, request, throttled=True, retry_after=30))
+    assert primary.limiter.block.active
+    assert store.update(ask) == pytest.approx(30)
+    assert (primary.limiter.throttle.rate == rate) == blocked_again
+
+
+def test_a_429_of_a_request_that_the_store_permitted_is_not_lost_when_it_goes_away(
+    store: FallbackStore, primary: UnsteadyStore, backup: MemoryStore, clock: FakeClock
+) -> None:
+    # The backup knows of a block of an earlier night, with a higher number.
+    backup.limiter.last_request = 500
+    backup.limiter.pause(clock.now - 100, 5)
+    probe = backup.limiter.acquire(clock.now - 90, "submission")
+    assert isinstance(probe, Lease)
+    backup.limiter.on_response(clock.now - 90, probe.first, throttled=False)
+    request = store.update(take_number)
+    primary.away = True
+    store.update(lambda limiter, now: limiter.on_response(now, request, throttled=True, retry_after=30))
+    assert store.update(ask) == pytest.approx(30)
+
+
+def test_the_response_to_a_probe_of_the_backup_does_not_end_the_stores_block(
+    store: FallbackStore, primary: UnsteadyStore, clock: FakeClock
+) -> None:
+    primary.away = True
+    store.update(block)
+    clock.now += 6
+    probe = store.update(ask)
+    assert isinstance(probe, Lease)
+    primary.limiter.pause(clock.now + primary.ahead, 60)
+    clock.now += 4
+    primary.away = False
+    store.update(lambda limiter, now: limiter.on_response(now, probe.first, throttled=False))
+    assert primary.limiter.block.active
+
+
+def test_a_submission_that_the_backup_permitted_is_not_sent_into_the_stores_block(
+    store: FallbackStore, primary: UnsteadyStore, clock: FakeClock
+) -> None:
+    primary.away = True
+    request = 0
+    for _ in range(5):
+        request = store.update(take_number)
+    primary.limiter.pause(clock.now + primary.ahead, 60)
+    clock.now += 10
+    primary.away = False
+    assert not store.update(lambda limiter, now: limiter.is_permitted(request))
+
+
+def test_a_late_429_of_a_request_from_before_a_block_is_no_new_event(
+    store: FallbackStore, primary: UnsteadyStore, clock: FakeClock
+) -> None:
+    early = store.update(take_number)
+    store.update(block)
+    clock.now += 5
+    probe = store.update(ask)
+    assert isinstance(probe, Lease)
+    store.update(lambda limiter, now: limiter.on_response(now, probe.first, throttled=False))
+    assert not store.update(lambda limiter, now: limiter.on_response(now, early, throttled=True))
+    assert not store.update(is_blocked)
+
+
 def test_a_block_is_told_once_and_ends_with_its_probe(
     store: FallbackStore, primary: UnsteadyStore, clock: FakeClock
 ) -> None:

@@ -10,7 +10,7 @@ from airflow_provider_whisul.api.messages import MAX_RETRY_AFTER
 from airflow_provider_whisul.rate_limit.limiter_client import CHECK_INTERVAL
 from airflow_provider_whisul.rate_limit.rate_limiter import (
     LEASE_SECONDS,
-    LEFTOVER_LEASE,
+    LEAST_WAIT,
     MAX_AHEAD,
     POLL_SHARE,
     SUBMISSIONS_PRESS_FOR,
@@ -162,8 +162,8 @@ def test_a_submission_waits_for_no_lease_of_polls_that_only_use_what_is_left() -
     limiter = RateLimiter(100)
     lease_of(limiter.acquire(NOW, "submission"))
     polls = lease_of(limiter.acquire(NOW + 1, "poll", count=50))
-    assert polls.count == LEFTOVER_LEASE * 100
-    assert lease_of(limiter.acquire(NOW + 1, "submission")).delay <= LEFTOVER_LEASE + 1e-6
+    assert polls.count == LEAST_WAIT * 100
+    assert lease_of(limiter.acquire(NOW + 1, "submission")).delay <= LEAST_WAIT + 1e-6
 
 
 def test_polls_have_the_whole_rate_once_no_submission_has_asked_for_a_while() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_whisul.rate_limit.block import JITTER, PROBE_TIMEOUT
+from airflow_provider_whisul.rate_limit.block import JITTER, PROBE_TIMEOUT, STEP_FORGOTTEN_AFTER
 from airflow_provider_whisul.rate_limit.rate_limiter import (
     LEASE_SECONDS,
     MAX_AHEAD,
@@ -20,10 +20,9 @@ from airflow_provider_whisul.rate_limit.rate_limiter import (
     refusal,
 )
 from airflow_provider_whisul.rate_limit.throttle import (
-    CEILING,
+    FIRST_DECREASE,
     INITIAL_RATE,
     MIN_RATE,
-    MULTIPLICATIVE_DECREASE,
     OVERDUE_AFTER,
 )
 from tests.support.limiter_client import NOW, Client, throttled_client
@@ -103,7 +102,7 @@ def test_all_429s_of_one_burst_are_one_block() -> None:
         assert not client.respond(request, True, after=0.1)
     # The cool-down begins with the last of them, and is still the schedule's first step.
     assert client.cooldown == pytest.approx(5)
-    assert client.rate == MULTIPLICATIVE_DECREASE * tripped
+    assert client.rate == FIRST_DECREASE * tripped
     assert not client.respond(requests[1], False)
     assert client.blocked
     assert client.cooldown == pytest.approx(5)
@@ -171,17 +170,19 @@ def test_a_request_without_a_response_changes_nothing() -> None:
     assert client.rate == INITIAL_RATE
 
 
-def test_the_next_block_begins_with_the_step_that_ended_the_one_before() -> None:
+@pytest.mark.parametrize(
+    ("later", "cooldown"), [(0, 20), (STEP_FORGOTTEN_AFTER - 30, 20), (STEP_FORGOTTEN_AFTER + 30, 10), (86_400, 5)]
+)
+def test_the_next_block_begins_with_the_step_that_ended_the_one_before_unless_that_was_long_ago(
+    later: float, cooldown: float
+) -> None:
     client = throttled_client()
     client.respond(client.send(), True)
     client.respond(client.send(), True)
     client.respond(client.send(), False)
+    client.now += later
     client.respond(client.send(), True)
-    assert client.cooldown == pytest.approx(20)
-    # Its first probe ended it, so the next block begins one step lower.
-    client.respond(client.send(), False)
-    client.respond(client.send(), True)
-    assert client.cooldown == pytest.approx(10)
+    assert client.cooldown == pytest.approx(cooldown)
 
 
 def test_a_clock_that_is_put_back_delays_no_request() -> None:
@@ -245,12 +246,12 @@ def test_no_jump_of_the_clock_delays_a_request_by_more_than_what_is_due(
 def test_a_changed_limit_keeps_what_was_learnt() -> None:
     client = throttled_client(8, seconds_of_work=5)
     client.respond(client.send(), False)
-    assert client.rate == pytest.approx(8 * MULTIPLICATIVE_DECREASE)
+    assert client.rate == pytest.approx(8 * FIRST_DECREASE)
     client.limiter.configure(2)
     assert client.rate == 2
     client.limiter.configure(20)
     client.work(60)
-    assert client.rate == pytest.approx(CEILING * 8, rel=0.05)
+    assert client.rate == pytest.approx(FIRST_DECREASE * 8, rel=0.05)
 
 
 # --- state and refusal
@@ -287,7 +288,7 @@ def _nested_numbers() -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("path", _nested_numbers(), ids=".".join)
 @pytest.mark.parametrize("nonsense", ["x", None, [], {}, math.nan, [-1], [0.5]], ids=str)
 def test_a_state_with_nonsense_in_any_field_is_a_new_rate_limiter(path: tuple[str, ...], nonsense: object) -> None:
-    if path in (("durations",), ("jobs",)) and nonsense == []:
+    if path in (("durations",), ("jobs",), ("line",)) and nonsense == []:
         return
     state = json.loads(json.dumps(throttled_client(seconds_of_work=40).limiter.as_dict()))
     target = state[path[0]] if len(path) == 2 else state
@@ -304,10 +305,8 @@ def test_a_state_with_nonsense_in_any_field_is_a_new_rate_limiter(path: tuple[st
         ("throttle", "ceiling_age", -1.0),
         ("throttle", "ceiling_age", math.inf),
         ("throttle", "ceiling_doubles_after", 0.0),
-        ("throttle", "in_minute", -1),
-        ("throttle", "in_last_minute", -1),
         ("block", "step", 5),
-        ("block", "first_step", -1),
+        ("block", "step", -1),
         ("block", "cooldown", math.inf),
         ("block", "cooldown", 1e9),
         ("block", "cooldown", -1.0),
@@ -319,6 +318,13 @@ def test_a_state_with_a_number_that_no_rate_limiter_writes_is_a_new_one(part: st
     state = json.loads(json.dumps(throttled_client().limiter.as_dict()))
     state[part][name] = value
     assert RateLimiter.from_dict(state) == RateLimiter()
+
+
+@pytest.mark.parametrize("place", [[], [1], [1.5, 1.0], [1, 2], ["x", 1.0], [1, math.inf], [1, 1.0, 1], None])
+def test_a_state_with_a_place_that_makes_no_sense_is_a_new_one(place: object) -> None:
+    state = {**throttled_client().limiter.as_dict(), "line": [[1, 1.0], place]}
+    assert RateLimiter.from_dict(state) == RateLimiter()
+    assert RateLimiter.from_dict({**state, "line": [[1, 1.0]]}).block.active
 
 
 @pytest.mark.parametrize("state", [None, [], 7, "x", {}, {"version": 1}])

@@ -23,6 +23,7 @@ class TakeLease:
     overdue: float
     urgent: bool
     waits_for_probe: bool
+    client: int | None
 
 
 @dataclass
@@ -42,6 +43,7 @@ EVENTS = st.one_of(
         st.floats(0, 300),
         st.booleans(),
         st.booleans(),
+        st.one_of(st.none(), st.integers(0, 3)),
     ),
     st.builds(
         ReceiveResponse,
@@ -75,7 +77,11 @@ def test_spacing_cooldown_and_single_probe_hold_in_any_sequence_of_events(
                 # A single probe: nothing is sent until its response has come, or it must be lost.
                 assert last_sent + PROBE_TIMEOUT - client.now - 0.01 <= limiter.acquire(client.now, "submission")
                 continue
-            lease = client.take(event.kind, event.count, event.overdue, event.urgent)
+            place = event.client if event.kind == "submission" else None
+            if place is not None:
+                # Another one waits in front of it, and is never heard of again.
+                limiter.line.wait(client.now, 9, earliest=1.0, next_in=1.0, before=0.0)
+            lease = client.take(event.kind, event.count, event.overdue, event.urgent, place)
             first_at, last_at = client.now + lease.delay, client.now + lease.delay + (lease.count - 1) * lease.interval
             assert not probing or first_at >= last_sent + PROBE_TIMEOUT - 1e-6
             assert first_at >= not_before - 1e-6

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from secrets import token_hex
@@ -403,6 +404,54 @@ def test_a_connection_that_the_server_has_closed_is_no_failure(
     store.update(block)
     client.client_kill_filter(_type="normal", skipme=True)
     assert store.update(is_blocked)
+
+
+@contextmanager
+def firewall(redis: RedisSettings, idle_seconds: float) -> Iterator[RedisSettings]:
+    """Forget each connection that is idle for so long: what is sent on it from then on is lost without a word."""
+
+    def forward(connection: socket.socket, request: bytes) -> None:
+        with socket.create_connection((redis.host, redis.port)) as upstream, suppress(TimeoutError):
+            connection.settimeout(idle_seconds)
+            while request:
+                upstream.sendall(request)
+                connection.sendall(upstream.recv(1 << 16))
+                request = connection.recv(1 << 16)
+        connection.settimeout(None)
+        while connection.recv(1 << 16):
+            pass
+
+    with RawServer(forward) as server:
+        yield replace(redis, port=server.port)
+
+
+def test_a_connection_that_a_firewall_has_silently_forgotten_is_no_failure_and_costs_no_time(
+    account: ConnectionSettings, address: RedisSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with firewall(address, 0.2) as behind:
+        store = RedisStore(account, behind)
+        store.update(block)
+        # What the firewall has forgotten has no effect.
+        time.sleep(0.3)
+        with pytest.raises(StoreUnavailableError):
+            store.update(is_blocked)
+        monkeypatch.setattr(redis_store, "MAX_IDLE_SECONDS", 0.2)
+        for use in (lambda: store.update(take_number), lambda: store.count_submission(9), store.submissions_today):
+            time.sleep(0.3)
+            began = time.monotonic()
+            assert use()
+            assert time.monotonic() - began < SOCKET_TIMEOUT
+
+
+def test_a_connection_that_is_in_use_is_kept(address: RedisSettings, account: ConnectionSettings) -> None:
+    with firewall(address, 5.0) as behind:
+        store = RedisStore(account, behind)
+        client = Redis(address.host, address.port)
+        store.update(take_number)
+        before = client.info("stats")["total_connections_received"]
+        for _ in range(5):
+            store.update(take_number)
+        assert client.info("stats")["total_connections_received"] == before
 
 
 @pytest.mark.parametrize("password", [None, PASSWORD + "-wrong"])

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 
 from airflow_provider_whisul.rate_limit.rate_limiter import Kind, RateLimiter
 from airflow_provider_whisul.rate_limit.throttle import (
-    CEILING,
-    CEILING_AGAIN,
     CEILING_DOUBLES_AFTER,
+    DECREASE,
+    FIRST_DECREASE,
+    INCREASE,
     INITIAL_RATE,
-    LEAST_CEILING,
     MAX_CEILING_DOUBLES_AFTER,
     MAX_RATE,
     MIN_RATE,
-    MULTIPLICATIVE_DECREASE,
     OVERDUE_AFTER,
-    STARTUP_INCREASE,
+    SOON,
+    SOON_DECREASE,
 )
 from tests.support.limiter_client import Client
 
@@ -37,7 +38,7 @@ def tripped_client(seconds_of_work: float = 40.0) -> tuple[Client, float]:
 def test_the_rate_grows_by_a_share_while_requests_are_overdue() -> None:
     client = Client()
     client.work(30)
-    assert client.rate == pytest.approx(INITIAL_RATE * math.exp(STARTUP_INCREASE * 30), rel=0.1)
+    assert client.rate == pytest.approx(INITIAL_RATE * math.exp(INCREASE * 30), rel=0.1)
 
 
 def test_a_lease_of_many_requests_raises_the_rate_as_much_as_so_many_leases() -> None:
@@ -114,75 +115,72 @@ def test_polls_do_not_raise_the_rate_while_submissions_are_waiting() -> None:
     assert rates[False] > 9
 
 
-def test_a_block_lowers_the_rate_and_sets_a_ceiling() -> None:
+def test_a_block_lowers_the_rate_and_sets_a_ceiling_that_rises_slowly_at_first() -> None:
     client, tripped = tripped_client()
-    assert client.rate == MULTIPLICATIVE_DECREASE * tripped
-    client.work(30)
-    assert client.rate == pytest.approx(CEILING * tripped, rel=0.01)
+    assert client.rate == client.limiter.throttle.ceiling == FIRST_DECREASE * tripped
     client.work(CEILING_DOUBLES_AFTER / 3)
-    assert client.rate == pytest.approx(CEILING * tripped, rel=0.1)
+    assert client.rate == pytest.approx(1.04 * FIRST_DECREASE * tripped, rel=0.01)
     client.work(CEILING_DOUBLES_AFTER * 2 / 3)
-    assert client.rate == pytest.approx(2 * CEILING * tripped, rel=0.4)
+    assert client.rate == pytest.approx(2 * FIRST_DECREASE * tripped, rel=0.1)
 
 
-def test_the_same_limit_found_again_sets_a_closer_ceiling_that_is_remembered_for_longer() -> None:
+def test_a_rate_below_a_ceiling_that_has_risen_grows_as_before_the_first_429() -> None:
+    client, _ = tripped_client()
+    client.work(2)
+    client.now += 2 * CEILING_DOUBLES_AFTER
+    before = client.rate
+    client.work(10)
+    assert client.rate == pytest.approx(before * math.exp(INCREASE * 10), rel=0.1)
+
+
+def test_the_same_limit_found_again_lowers_the_rate_less_and_is_remembered_for_longer() -> None:
     client, tripped = tripped_client()
     for memory in (2 * CEILING_DOUBLES_AFTER, MAX_CEILING_DOUBLES_AFTER, MAX_CEILING_DOUBLES_AFTER):
         while client.rate < tripped:
             client.work(1)
         found = client.rate
         client.trip()
-        assert client.limiter.throttle.ceiling == CEILING_AGAIN * found
+        assert client.rate == client.limiter.throttle.ceiling == DECREASE * found
         assert client.limiter.throttle.ceiling_doubles_after == memory
 
 
-def test_a_limit_far_above_the_earlier_one_is_remembered_as_a_new_one() -> None:
-    client, tripped = tripped_client()
-    while client.rate < 2 * tripped:
-        client.work(1)
+@pytest.mark.parametrize(("seconds", "share"), [(SOON / 2, SOON_DECREASE), (SOON + 5, DECREASE)])
+def test_a_block_soon_after_another_one_lowers_the_rate_more(seconds: float, share: float) -> None:
+    client, _ = tripped_client()
+    client.work(seconds)
     found = client.rate
     client.trip()
-    assert client.limiter.throttle.ceiling == CEILING * found
+    assert client.rate == client.limiter.throttle.ceiling == pytest.approx(share * found)
+
+
+def test_a_block_soon_after_another_one_is_remembered_for_no_longer() -> None:
+    client, _ = tripped_client()
+    for _ in range(3):
+        client.work(SOON / 2)
+        client.trip()
     assert client.limiter.throttle.ceiling_doubles_after == CEILING_DOUBLES_AFTER
 
 
-def test_a_block_below_the_ceiling_is_forgotten_as_soon_as_a_first_one() -> None:
+def test_a_limit_per_minute_that_is_a_tenth_of_the_first_rate_is_found_in_seven_blocks() -> None:
+    client, tripped = tripped_client(60)
+    blocks = 1
+    while client.rate > tripped / 10:
+        client.work(20)
+        client.trip()
+        blocks += 1
+    assert blocks == 7
+
+
+def test_a_throttle_for_a_store_that_has_lost_its_data_can_be_kept_there() -> None:
     client, _ = tripped_client()
     client.work(5)
-    client.trip()
-    assert client.limiter.throttle.ceiling_doubles_after == CEILING_DOUBLES_AFTER
-
-
-def test_long_blocks_below_the_ceiling_set_it_to_the_mean_of_the_last_minute() -> None:
-    ceilings = {}
-    for failed_probes in (0, 3):
-        client, _ = tripped_client(60)
-        client.trip(failed_probes)
-        for _ in range(20):
-            client.respond(client.send(LATE), False)
-        rate = client.rate
-        client.trip()
-        ceilings[failed_probes] = client.limiter.throttle.ceiling / rate
-    assert ceilings[0] == pytest.approx(CEILING_AGAIN)
-    # Hardly any request was sent in the last minute.
-    assert ceilings[3] == pytest.approx(LEAST_CEILING)
-
-
-def test_the_mean_of_the_last_minute_counts_what_was_permitted_in_it() -> None:
-    client = Client(2)
-    client.work(300)
-    assert client.limiter.throttle._mean(client.now) == pytest.approx(2, rel=0.05)
-    assert client.limiter.throttle._mean(client.now + 30) == pytest.approx(1, rel=0.1)
-    assert client.limiter.throttle._mean(client.now + 600) == 0
-
-
-def test_the_mean_of_the_last_minute_survives_a_clock_that_is_put_back() -> None:
-    client = Client(2)
-    client.work(300)
-    client.now -= 3600
-    assert client.limiter.throttle._mean(client.now) == 0
-    client.work(120)
-    assert client.limiter.throttle._mean(client.now) == pytest.approx(2, rel=0.1)
+    limiter = RateLimiter()
+    limiter.recover(client.limiter.throttle, client.limiter.durations)
+    limiter.configure(None)
+    limiter.acquire(client.now, "poll", overdue=LATE)
+    kept = RateLimiter.from_dict(json.loads(json.dumps(limiter.as_dict())))
+    assert kept == limiter
+    assert kept.throttle.ceiling == client.limiter.throttle.ceiling
 
 
 def test_the_rate_recovers_from_the_minimum_within_two_hours() -> None:

@@ -237,14 +237,17 @@ def test_a_refused_request_takes_no_permit_from_the_next_one(store: CountingStor
     assert limiter.acquire("poll", 60).number == number + 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("max_wait", [0.0, 0.3, 0.9, 1.5, 3.9])
-def test_no_request_is_permitted_after_its_time(store: CountingStore, clock: FakeClock, max_wait: float) -> None:
+def test_no_request_is_permitted_after_its_time(
+    store: CountingStore, clock: FakeClock, max_wait: float, kind: Kind
+) -> None:
     limiter = worker(store, clock, 0.25)
-    limiter.acquire("poll", 60)
+    limiter.acquire(kind, 60)
     with pytest.raises(WhisulRateLimitError):
-        limiter.acquire("poll", max_wait)
+        limiter.acquire(kind, max_wait)
     assert clock.now - NOON <= max_wait
-    limiter.acquire("poll", 4.0)
+    limiter.acquire(kind, 4.0)
     assert clock.now - NOON == pytest.approx(4)
 
 
