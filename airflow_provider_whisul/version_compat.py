@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -64,6 +66,23 @@ CLEARING_EMPTIES_TASK_STATE = Version(__version__) >= Version("3.4.0.dev0")
 
 #: What Airflow raises in place of the event where it ended a deferral by itself.
 DEFERRAL_ERRORS = (TaskDeferralError, TaskDeferralTimeout)
+
+
+def deferral_ends_at(trigger: object) -> float:
+    """
+    Return when Airflow ends a deferral by itself, in Unix seconds; infinite where it has said no time.
+
+    :param trigger: A trigger that runs in the triggerer.
+    """
+    # The first is of 3.0 and later, the second of 2.11, which counts the execution_timeout in.
+    times = (
+        getattr(trigger, "timeout_after", None),
+        getattr(getattr(trigger, "task_instance", None), "trigger_timeout", None),
+    )
+    for at in times:
+        if isinstance(at, datetime):
+            return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    return math.inf
 
 
 def is_deferral_timeout(error: Exception) -> bool:
@@ -189,6 +208,7 @@ __all__ = [
     "AssetRef",
     "RetryDecision",
     "RetryPolicy",
+    "deferral_ends_at",
     "filesystem",
     "is_deferral_timeout",
     "is_from_earlier_try",

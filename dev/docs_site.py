@@ -1,8 +1,8 @@
 """
 What ``docs/conf.py`` makes of the pages before Sphinx reads them: they are written to read well on GitHub too.
 
-A link to a file of the repository's root leads to the page that shows it, one to another file of the repository becomes
-plain text, and the lists of links in an index page become the site's menu.
+A link to a file of the repository's root leads to the page that shows it, one to an example DAG downloads it, one to
+another file of the repository becomes plain text, and the lists of links in an index page become the site's menu.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import get_args
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
+EXAMPLES = REPOSITORY / "example_dags"
 
 #: The projects whose documentation the reference links to. Their names are in ``docs/inventories``.
 PROJECTS = ("airflow", "python")
@@ -76,6 +77,8 @@ def _site_link(link: re.Match[str], source: Path, page: Path) -> str:
     elif file.parent == REPOSITORY and file.name in _SHOWN_ON:
         shown = DOCS / _SHOWN_ON[file.name]
         anchor = "" if file.name == "README.md" else anchor
+    elif file.parent == EXAMPLES:
+        return f"{{download}}`{label.strip('`')} <{os.path.relpath(file, page.parent)}>`"
     else:
         return str(label)
     return f"[{label}]({os.path.relpath(shown, page.parent)}{anchor or ''})"

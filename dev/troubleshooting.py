@@ -35,8 +35,8 @@ ACTIONS = {
     "WhisulOutOfCreditsError": "Top up the account, and clear the task.",
     "WhisulInvalidInputError": "Correct the prompt or the job's id. Where it is a template, look at the task's "
     "rendered fields.",
-    "WhisulJobFailedError": "Nothing: a retry submits the prompt again, and pays again. Without retries left, clear "
-    "the task.",
+    "WhisulJobFailedError": "Read the reason. If it is about the prompt, change the prompt. A retry submits the prompt "
+    "again, and pays again. Without retries left, clear the task.",
     "WhisulJobFailedFinalError": "Clear the task that submitted the prompt and this one. That pays again.",
     "WhisulJobNotFoundError": "Check the job's id, and that the connection has the key of the account that submitted "
     "it. A song that has expired can only be submitted anew.",

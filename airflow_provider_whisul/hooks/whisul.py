@@ -8,6 +8,7 @@ means in :mod:`airflow_provider_whisul.api.outcomes`, when a request may be sent
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
@@ -74,6 +75,8 @@ class WhisulHook(BaseHook):
         #: When this hook submitted each of its jobs, in Unix seconds.
         self.submitted_at: dict[str, float] = {}
         self._last_response_at = 0.0
+        # The process that has sent the latest request.
+        self._pid = os.getpid()
         self._outcomes = OutcomeRecorder(clock)
 
     @classmethod
@@ -358,9 +361,12 @@ class WhisulHook(BaseHook):
         settings = self.settings
         url = settings.base_url + request.path
         proxy, ca = find_proxy(url), self._ca
-        if request.method == "POST" and self.clock.time() - self._last_response_at > IDLE_SECONDS:
+        is_idle = self.clock.time() - self._last_response_at > IDLE_SECONDS
+        if (request.method == "POST" and is_idle) or self._pid != os.getpid():
             # A submission must not meet a connection that the server is just closing: nobody could tell if it arrived.
+            # Nor one of the process before a fork: each could be given the response to the other's request.
             self._session.close()
+            self._pid = os.getpid()
         exchange = Exchange(request, settings)
         try:
             with (

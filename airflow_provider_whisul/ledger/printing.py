@@ -14,6 +14,9 @@ from airflow_provider_whisul.text import count, quote
 
 _HEADINGS = ("day", "DAG", "submitted", "delivered", "failed", "not found", "ambiguous", "no outcome yet")
 
+#: How many jobs that no task has taken the text lists: while a night goes on, they are all that it has submitted.
+MAX_NOT_TAKEN = 50
+
 
 @dataclass(frozen=True)
 class Scope:
@@ -85,12 +88,7 @@ def _lines(report: Report, unreadable: Sequence[str], scope: Scope) -> Iterator[
     yield from _table([_HEADINGS, *map(_cells, report.rows), ("total", *_cells(total)[1:])])
     if scope.price is not None:
         yield f"At the price of the connection, {count_songs(total.submitted, scope.price)}."
-    if report.not_taken:
-        yield ""
-        yield f"{count(len(report.not_taken), 'paid job')} that no task has taken. A task may still wait for a new one."
-        yield "In a DAG, the line below each fetches its song."
-        for entry in report.not_taken:
-            yield from ("", f"  {_described(entry, scope)}", f"  {quote(sensor_line(entry))}")
+    # First: of these nobody but the reader can find out, and the other list is as long as what tasks still wait for.
     if report.ambiguous:
         yield ""
         unknown = "whether it made a job" if len(report.ambiguous) == 1 else "which of them made a job"
@@ -98,6 +96,15 @@ def _lines(report: Report, unreadable: Sequence[str], scope: Scope) -> Iterator[
         yield "If in doubt, see your Whisul dashboard."
         yield ""
         yield from (f"  {_described(entry, scope)}" for entry in report.ambiguous)
+    if report.not_taken:
+        yield ""
+        yield f"{count(len(report.not_taken), 'paid job')} that no task has taken. While a run goes on, its tasks wait"
+        yield "for such jobs. In a DAG, the line below each fetches its song."
+        for entry in report.not_taken[:MAX_NOT_TAKEN]:
+            yield from ("", f"  {_described(entry, scope)}", f"  {quote(sensor_line(entry))}")
+        if len(report.not_taken) > MAX_NOT_TAKEN:
+            yield ""
+            yield f"  {len(report.not_taken) - MAX_NOT_TAKEN:,} more are listed with --format json."
 
 
 def _cells(row: Row) -> tuple[str, ...]:

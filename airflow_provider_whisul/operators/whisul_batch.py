@@ -380,6 +380,11 @@ class WhisulGenerateBatchOperator(PromptsFileMixin, LineageMixin, WhisulDeferrab
             if result["status"] == "failed" and song.status != "new":
                 self.log.log(level, "Failed: %r: %s", excerpt(song.prompt), result["error"])
         if ended is None:
+            if failed:
+                self.log.warning(
+                    "max_failures allows for that. Clearing this task submits all of its prompts again, and pays for "
+                    "them: put those that are missing into another task."
+                )
             try:
                 state.record_delivery()
             except WhisulStateError as error:

@@ -68,8 +68,9 @@ class WhisulJobSensor(WhisulDeferrableMixin, BaseSensorOperator):
     :param deferrable: Whether to wait in the triggerer. If not, ``mode`` says how the worker waits. None leaves it to
         ``[operators] default_deferrable`` of Airflow's configuration where that is set, else it is the triggerer.
     :param poke_interval: Seconds (or a ``timedelta``) between two polls of the job, at least 5.
-    :param timeout: Seconds (or a ``timedelta``) to wait in all tries together. (Deferred, and not on Airflow
-        3.3 or later, that takes a folder in which the provider can keep the deadline.)
+    :param timeout: Seconds (or a ``timedelta``) to wait. In the triggerer that is in all tries together. (Before
+        Airflow 3.3 that takes a folder in which the provider can keep the deadline.) On the worker it is as Airflow
+        counts it: each try by itself, but for ``mode="reschedule"`` on Airflow 2.
     :return: The song: a dict of ``job_id, prompt, title, bpm, duration_seconds, song_url, image_url, tags`` (a
         list), ``started_at`` and ``finished_at`` (ISO 8601, UTC).
     :raises ValueError: When the DAG file is read: the interval is under 5 s, or the timeout not positive.
@@ -172,7 +173,7 @@ class WhisulJobSensor(WhisulDeferrableMixin, BaseSensorOperator):
             self.clock.sleep(delay)
 
     def _started_at(self, context: Context) -> float:
-        """Return when the first poke of this try was, in Unix seconds; of all tries where the sensor is rescheduled."""
+        """Return when the first poke of this try was, in Unix seconds."""
         # Airflow 2 does not tell. There Airflow alone counts the time of the pokes before this one.
         first = getattr(context["ti"], "get_first_reschedule_date", None) if self.reschedule else None
         started = first(context) if first else None

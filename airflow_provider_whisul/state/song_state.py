@@ -189,7 +189,12 @@ class SongState:
         for a new take, and where the prompt has changed.
         """
         record = self._record
-        if record is None or record.status == "ended":
+        if record is None:
+            return None
+        if record.status == "ended":
+            log.info(
+                "Job %s of an earlier try made no song: this try submits, and pays for, one more song.", record.job_id
+            )
             return None
         if record.status == "delivered" and self.cleared_since(record):
             log.info("This task has had job %s, and was cleared since: this try pays for a new song.", record.job_id)

@@ -17,6 +17,7 @@ from airflow_provider_whisul.api.models import Song
 from airflow_provider_whisul.exceptions import (
     WhisulError,
     WhisulFileExistsError,
+    WhisulInvalidInputError,
     WhisulMediaError,
     WhisulMediaExpiredError,
     WhisulStorageError,
@@ -86,9 +87,9 @@ class WhisulToObjectStorageOperator(LineageMixin, WhisulTaskMixin, BaseOperator)
         ``sha256`` and ``content_type``. Each of ``failed`` has ``job_id``, ``prompt`` and ``error``.
     :raises ValueError: When the DAG file is read: an argument is out of range, or ``partition_key`` is given to an
         Airflow that has no partitions, or without outlets that can have them.
-    :raises WhisulInvalidInputError: ``songs`` holds something else, a partition key is blank or longer than 250
-        characters, or ``destination`` does not name a folder, or leads out of it. Where ``destination`` is no template,
-        the latter is raised when the DAG file is read.
+    :raises WhisulInvalidInputError: All songs have failed, ``songs`` holds something else, a partition key is blank or
+        longer than 250 characters, or ``destination`` does not name a folder, or leads out of it. Where ``destination``
+        is no template, the latter is raised when the DAG file is read.
     :raises WhisulMediaError: More than ``max_failures`` songs could not be downloaded. The others are stored.
     :raises WhisulMediaExpiredError: The same, where no retry helps: the songs' URLs do not work, and polling their jobs
         again returned no others.
@@ -161,6 +162,11 @@ class WhisulToObjectStorageOperator(LineageMixin, WhisulTaskMixin, BaseOperator)
         songs, skipped = read_songs(self.songs)
         for skipped_song in skipped:
             self.log.warning("Skipped %r: %s", excerpt(skipped_song["prompt"] or ""), skipped_song["error"])
+        if skipped and not songs:
+            # With trigger_rule="all_done" a night without a single song would be a success.
+            raise WhisulInvalidInputError(
+                "There is no song to store: none of the tasks before this one has made one. Nothing was stored."
+            )
         store = ObjectStore.from_destination(self.destination, self.storage_conn_id)
         existing_files = store.list_files()
         manifest = self._empty_manifest(context, store)

@@ -21,9 +21,15 @@ from airflow_provider_whisul.polling import (
 )
 from airflow_provider_whisul.rate_limit.backoff import NotBefore
 from airflow_provider_whisul.triggers.events import CompletedEvent, ErrorEvent
+from airflow_provider_whisul.version_compat import deferral_ends_at
 
 if TYPE_CHECKING:
     from airflow_provider_whisul.hooks.whisul_async import WhisulAsyncHook
+    from airflow_provider_whisul.triggers.whisul_batch import WhisulBatchTrigger
+
+#: Seconds before Airflow ends a deferral in which no last poll waits for the rate limiter's permission: its response
+#: must come, and the task must be resumed with it.
+DEFERRAL_END_MARGIN = 60.0
 
 #: The log line where a user ends a task whose job runs on.
 NOT_CANCELLED = (
@@ -116,7 +122,7 @@ class WhisulJobTrigger(BaseTrigger):
             self.deadline,
             self.deadline_source,
             # Other triggers may have the same deadline.
-            crowd_max_wait=last_poll_max_wait(math.inf, self.deadline_source) - LAST_POLL_MAX_WAIT,
+            crowd_max_wait=last_max_wait(self, math.inf) - LAST_POLL_MAX_WAIT,
             submitted_at=self.submitted_at,
             dag_id=self.dag_id,
         )
@@ -133,6 +139,23 @@ class WhisulJobTrigger(BaseTrigger):
                 await hook.pause_until(self.not_before)
             job = await hook.follow(poller, delay)
         return cast(Song, job.song)
+
+
+def last_max_wait(trigger: WhisulJobTrigger | WhisulBatchTrigger, jobs: float, *, on_worker: bool = False) -> float:
+    """
+    Return the seconds after its deadline for which a trigger's last polls wait for the rate limiter's permission.
+
+    As :func:`~airflow_provider_whisul.polling.last_poll_max_wait`, or less where Airflow ends the deferral before. That
+    is so where the trigger begins late, since no triggerer has run. On 2.11 it is also so where the task has an
+    ``execution_timeout`` that ends shortly after the deadline.
+
+    :param trigger: The trigger, which is about to begin.
+    :param jobs: How many jobs are waited for together; infinite where nobody knows.
+    :param on_worker: Whether the trigger runs on a worker.
+    """
+    longest = last_poll_max_wait(jobs, trigger.deadline_source, on_worker=on_worker)
+    left = deferral_ends_at(trigger) - DEFERRAL_END_MARGIN - max(trigger.deadline, trigger.clock.time())
+    return max(min(longest, left), LAST_POLL_MAX_WAIT)
 
 
 _hook_class: type[WhisulAsyncHook] | None = None

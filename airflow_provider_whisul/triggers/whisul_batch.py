@@ -24,13 +24,13 @@ from airflow_provider_whisul.exceptions import (
     WhisulUnauthorizedError,
 )
 from airflow_provider_whisul.outage import Outage
-from airflow_provider_whisul.polling import DeadlineSource, JobPoller, check_poll_interval, last_poll_max_wait
+from airflow_provider_whisul.polling import DeadlineSource, JobPoller, check_poll_interval
 from airflow_provider_whisul.rate_limit.backoff import NotBefore
 from airflow_provider_whisul.state.batch_song import MAX_ERROR_BYTES, MAX_SONG_BYTES
 from airflow_provider_whisul.state.state_store import MAX_ENTRY_BYTES
 from airflow_provider_whisul.text import count, truncate_json
 from airflow_provider_whisul.triggers.events import BatchErrorEvent, ChunkEvent, ChunkPacker, LoggedEvent
-from airflow_provider_whisul.triggers.whisul import async_hook_class
+from airflow_provider_whisul.triggers.whisul import async_hook_class, last_max_wait
 
 if TYPE_CHECKING:
     from airflow_provider_whisul.hooks.whisul_async import LookUp, WhisulAsyncHook
@@ -183,11 +183,7 @@ class WhisulBatchTrigger(BaseTrigger):
                 await asyncio.gather(*waits, return_exceptions=True)
 
     def _pollers(self) -> list[JobPoller]:
-        on_worker = self.look_up is not None
-        outage, last_max_wait = (
-            Outage(),
-            last_poll_max_wait(len(self.job_ids), self.deadline_source, on_worker=on_worker),
-        )
+        outage, max_wait = Outage(), last_max_wait(self, len(self.job_ids), on_worker=self.look_up is not None)
         return [
             JobPoller(
                 job_id,
@@ -195,7 +191,7 @@ class WhisulBatchTrigger(BaseTrigger):
                 self.deadline,
                 self.deadline_source,
                 outage,
-                last_max_wait,
+                max_wait,
                 None if self.submitted_at is None or before is None else self.submitted_at - before,
                 self.dag_id,
             )

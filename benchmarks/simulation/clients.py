@@ -66,7 +66,8 @@ class Submitter:
         store.decisions += 1
         lease = store.limiter.acquire(now, "submission", overdue=now - self._busy_since, client=self._number)
         if not isinstance(lease, Lease):
-            if not store.limiter.block.probing and store.limiter.next_allowed_at(now) > give_up_at:
+            too_late = not store.limiter.block.probing and store.limiter.next_allowed_at(now) > give_up_at
+            if too_late or now >= give_up_at:
                 self._ended(job, False)
             else:
                 events.after(min(lease, give_up_at - now), lambda: self._try(job, attempt, give_up_at))

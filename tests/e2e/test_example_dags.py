@@ -270,7 +270,7 @@ def test_worker_and_triggerer_send_metrics(finished: Finished) -> None:
     stored = [path for path in finished.kept.rglob("*.json") if not path.name.startswith("manifest")]
     not_counted = ("whisul.rate_limit_wait", "whisul.rate_limited")
     counted = {name: count for name, count in finished.metrics.items() if name not in not_counted}
-    assert counted == {
+    expected = {
         "whisul.submitted": len(jobs),
         "whisul.delivered": len(jobs) - 1,
         "whisul.song_time": len(jobs) - 1,
@@ -282,6 +282,8 @@ def test_worker_and_triggerer_send_metrics(finished: Finished) -> None:
         "whisul.stored": len(stored),
         "whisul.stored_bytes": len(stored),
     }
+    # Where each first poll has found its job ended, none has timed how old a running one is.
+    assert counted == {name: number for name, number in expected.items() if number}
     assert finished.metrics["whisul.rate_limited"] == _throttled(finished)
     # The submissions of the batch wait for the rate limiter.
     assert finished.metrics["whisul.rate_limit_wait"] > 0

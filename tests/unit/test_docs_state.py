@@ -27,6 +27,7 @@ from airflow_provider_whisul.state.folder_state_store import FolderStateStore, T
 from airflow_provider_whisul.state.retention import LEDGER_DAYS, RECORD_DAYS
 from airflow_provider_whisul.state.state_store import versioned
 from airflow_provider_whisul.storage.documents import LocalDocuments
+from airflow_provider_whisul.transfers.whisul_to_object_storage import WhisulToObjectStorageOperator
 from airflow_provider_whisul.version_compat import MissingPackageError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -131,12 +132,17 @@ def test_the_folder_of_a_ledger_is_where_the_page_says() -> None:
     assert ledger.url == "file:///x/ledger/account"
 
 
-# --- docs/generate.md, docs/batch.md, docs/sensor.md, docs/connection.md
+# --- docs/generate.md, docs/batch.md, docs/sensor.md, docs/storage.md, docs/connection.md
 
 
 @pytest.mark.parametrize(
     ("name", "operator"),
-    [("generate", WhisulGenerateOperator), ("batch", WhisulGenerateBatchOperator), ("sensor", WhisulJobSensor)],
+    [
+        ("generate", WhisulGenerateOperator),
+        ("batch", WhisulGenerateBatchOperator),
+        ("sensor", WhisulJobSensor),
+        ("storage", WhisulToObjectStorageOperator),
+    ],
 )
 def test_the_table_of_an_operator_has_its_parameters_and_their_defaults(name: str, operator: type) -> None:
     section = page(name).partition("\n## Parameters\n")[2].partition("\n## ")[0]

@@ -1,7 +1,8 @@
 """
-A process that uses the asynchronous hook, forks, and uses it in its child.
+A process that uses a hook, forks, and uses it in its child.
 
-``python -m tests.integration.hooks.fork_process`` prints a line for each use.
+``python -m tests.integration.hooks.fork_process`` prints a line for each use of the asynchronous hook.
+With the argument ``worker`` it uses the other one, and prints over how many connections each process has sent.
 """
 
 from __future__ import annotations
@@ -9,8 +10,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import sys
+from dataclasses import replace
 
+from airflow_provider_whisul.clock import SYSTEM_CLOCK
+from airflow_provider_whisul.hooks import bounded_session
+from airflow_provider_whisul.hooks.whisul import WhisulHook
 from airflow_provider_whisul.hooks.whisul_async import WhisulAsyncHook
+from tests.support.clock import NOON
 
 
 def use(hook: WhisulAsyncHook, who: str) -> None:
@@ -18,6 +26,39 @@ def use(hook: WhisulAsyncHook, who: str) -> None:
     job_id = asyncio.run(hook.generate(f"a song of the {who}"))
     job = asyncio.run(hook.get_job(job_id))
     os.write(1, f"{who}: {job.prompt}\n".encode())
+
+
+def use_on_worker() -> None:
+    """Submit two songs before a fork, and two after it in each of the processes."""
+    connections = 0
+
+    class Counted(bounded_session._Bounded):
+        def _new_conn(self) -> socket.socket:
+            nonlocal connections
+            connections += 1
+            return super()._new_conn()
+
+    bounded_session._Pool.ConnectionCls = Counted
+    # A connection is also replaced after some seconds, which do not pass here.
+    hook = WhisulHook(clock=replace(SYSTEM_CLOCK, time=lambda: NOON))
+
+    def use(who: str) -> None:
+        nonlocal connections
+        connections = 0
+        for part in "ab":
+            hook.generate(f"song {part} of the {who}")
+        os.write(1, f"{who}: {connections}\n".encode())
+
+    use("parent")
+    if pid := os.fork():
+        os.waitpid(pid, 0)
+        use("parent after the fork")
+    else:
+        signal.alarm(40)
+        try:
+            use("child")
+        finally:
+            os._exit(0)
 
 
 def main() -> None:
@@ -38,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    use_on_worker() if "worker" in sys.argv else main()

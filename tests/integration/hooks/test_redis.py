@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,10 @@ from airflow_provider_whisul.clock import Clock
 from airflow_provider_whisul.exceptions import WhisulConfigurationError, WhisulRateLimitError
 from airflow_provider_whisul.hooks.whisul import WhisulHook
 from airflow_provider_whisul.hooks.whisul_async import WhisulAsyncHook
+from airflow_provider_whisul.rate_limit.limiter_store import T
+from airflow_provider_whisul.rate_limit.redis_store import RedisStore
 from airflow_provider_whisul.sandbox import Sandbox
+from tests.support.clock import FakeClock
 from tests.support.connection import set_extra
 from tests.support.redis_server import RedisServer
 
@@ -133,3 +137,30 @@ def test_a_triggerer_takes_up_another_redis_without_a_restart(
         assert asyncio.run(main()) == [[True, False], [False, True], [False, True], [False, False]]
     finally:
         other.kill()
+
+
+@pytest.mark.usefixtures("redis")
+def test_a_worker_makes_as_many_round_trips_as_the_documents_say(
+    monkeypatch: pytest.MonkeyPatch, clock: FakeClock
+) -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "rate_limits.md").read_text()
+    assert "A worker makes two round trips to Redis per poll and three per submission" in " ".join(page.split())
+    assert "It makes two more after a 429, after a probe, and after a poll that has found its job ended." in " ".join(
+        page.split()
+    )
+    round_trips: list[str] = []
+    call = RedisStore._call
+
+    def counted(self: RedisStore, read: Callable[[Any], T], script: str, *arguments: Any) -> T:
+        round_trips.append(script)
+        return call(self, read, script, *arguments)
+
+    monkeypatch.setattr(RedisStore, "_call", counted)
+    hook = WhisulHook()
+    job_id = hook.generate("a song")
+    assert len(round_trips) == 3
+    hook.get_job(job_id)
+    assert len(round_trips) == 3 + 2
+    clock.now += 60
+    hook.get_job(job_id)
+    assert len(round_trips) == 3 + 2 + 4

@@ -389,3 +389,12 @@ def test_a_process_that_was_forked_submits_and_polls_with_the_hook_of_before_and
         f"{user}: a song of the {user}" for user in users
     ]
     assert len(sandbox.jobs) == len(users)
+
+
+def test_a_process_that_was_forked_does_not_send_over_a_connection_of_the_one_before(sandbox: Sandbox) -> None:
+    """Else each of the two could be given the response to the other's submission, which is paid for."""
+    command = [sys.executable, "-m", "tests.integration.hooks.fork_process", "worker"]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=True)
+    lines = [line for line in ended.stdout.splitlines() if line.startswith(("parent", "child"))]
+    assert lines == ["parent: 1", "child: 1", "parent after the fork: 0"]
+    assert len(sandbox.jobs) == 6

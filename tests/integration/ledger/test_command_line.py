@@ -13,6 +13,7 @@ import pytest
 
 from airflow_provider_whisul.exceptions import WhisulAmbiguousSubmitError
 from airflow_provider_whisul.hooks.whisul import WhisulHook
+from airflow_provider_whisul.ledger import printing
 from airflow_provider_whisul.ledger.account_ledger import AccountLedger
 from airflow_provider_whisul.ledger.command_line import main
 from airflow_provider_whisul.ledger.submission_id import SubmissionId
@@ -77,6 +78,8 @@ def test_the_table_counts_by_day_and_dag_and_lists_what_no_task_has_taken(
     assert jobs["taken"] not in text
     assert "1 ambiguous submission: nobody knows whether it made a job." in text
     assert "DAG night, task make, run some-run, map index 5, prompt " in text
+    # Tasks may still take the others, of which there may be a thousand.
+    assert text.index("1 ambiguous submission") < text.index("1 paid job that no task has taken")
 
 
 def test_the_json_says_the_same(jobs: dict[str, str], output: Output, ledger: AccountLedger) -> None:
@@ -107,6 +110,20 @@ def test_an_outcome_of_a_later_day_counts(hook: WhisulHook, clock: FakeClock, ou
     clock.now += 2 * 86_400
     hook.get_job(jobs["left"])
     assert "no task has taken" not in output()
+
+
+@pytest.mark.usefixtures("jobs")
+def test_the_text_lists_the_first_jobs_that_no_task_has_taken_and_the_json_all(
+    hook: WhisulHook, output: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(printing, "MAX_NOT_TAKEN", 2)
+    for number in range(3):
+        hook.generate(f"another song {number}")
+    text = output()
+    assert "4 paid jobs that no task has taken." in text
+    assert text.count("WhisulJobSensor") == 2
+    assert "2 more are listed with --format json." in text
+    assert len(json.loads(output("--format", "json"))["not_taken"]) == 4
 
 
 @pytest.mark.usefixtures("jobs")

@@ -70,6 +70,19 @@ def test_max_failures_failed_songs_do_not_fail_the_task(simulate: Simulate) -> N
     simulate(main)
 
 
+def test_a_success_with_failed_songs_warns_that_clearing_the_task_pays_for_all(
+    simulate: Simulate, task_log: Callable[[], list[str]]
+) -> None:
+    async def main(make: MakeBatch) -> None:
+        said = "Clearing this task submits all of its prompts again"
+        await make(numbered_prompts(2), max_failures=1).attempt()
+        assert not any(said in line for line in task_log())
+        await make([*numbered_prompts(2), "hopeless [sandbox:fail]"], max_failures=1).attempt()
+        assert sum(said in line for line in task_log()) == 1
+
+    simulate(main)
+
+
 def test_a_job_that_is_not_found_is_a_failed_song(simulate: Simulate) -> None:
     async def main(make: MakeBatch) -> None:
         batch = make(["vanishing [sandbox:expired][sandbox:seconds=90]"], max_failures=1)

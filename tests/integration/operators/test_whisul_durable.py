@@ -272,6 +272,17 @@ class TestDelivery:
         assert sum(said in line for line in task_log()) == 1
 
     @pytest.mark.parametrize("arguments", [DEFERRED, ON_WORKER])
+    def test_a_retry_after_a_failed_job_says_that_it_pays_again(
+        self, task: MakeTask, arguments: dict[str, Any], task_log: Callable[[], list[str]]
+    ) -> None:
+        song = task(**arguments, prompt="a song [sandbox:fail]")
+        said = "made no song: this try submits, and pays for, one more song."
+        for times in (0, 1):
+            with pytest.raises(WhisulJobFailedError):
+                song.attempt_with(error_event(WhisulJobFailedError("failed", job_id="x")))
+            assert sum(said in line for line in task_log()) == times
+
+    @pytest.mark.parametrize("arguments", [DEFERRED, ON_WORKER])
     def test_after_a_failed_job_the_record_keeps_the_number_of_submissions(
         self, task: MakeTask, arguments: dict[str, Any]
     ) -> None:

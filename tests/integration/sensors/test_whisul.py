@@ -291,6 +291,16 @@ class TestPoke:
             TaskContext().run(make(job_id=job_id, deferrable=False))
         assert not isinstance(caught.value, AirflowFailException)
 
+    def test_each_try_has_the_whole_timeout(self, make: Make, submit: Callable[[str], str], clock: FakeClock) -> None:
+        """As with any sensor of Airflow that pokes: docs/sensor.md says so."""
+        job_id = submit("a song [sandbox:get-500=20][sandbox:forever]")
+        with pytest.raises(WhisulServerError):
+            TaskContext().run(make(job_id=job_id, deferrable=False, timeout=3600, retries=1))
+        began = clock.now
+        with pytest.raises(AirflowSensorTimeout):
+            TaskContext().run(make(job_id=job_id, deferrable=False, timeout=3600, retries=1))
+        assert clock.now - began == 3600
+
     def test_a_completed_job_without_a_song_fails_the_try_after_minutes(
         self, make: Make, submit: Callable[[str], str], clock: FakeClock
     ) -> None:

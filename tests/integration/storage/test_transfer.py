@@ -138,6 +138,17 @@ class TestSongsFromUpstreamTasks:
         assert [song["prompt"] for song in manifest["songs"]] == ["a waltz", "a tango", "a fado"]
         assert manifest["failed"][0]["error"] == "The upstream task returned no song."
 
+    @pytest.mark.parametrize("songs", [None, [None, None], [{"status": "failed", "job_id": None, "prompt": "a waltz"}]])
+    def test_a_transfer_of_songs_of_which_none_was_made_fails(
+        self, transfer: Transfer, folder: Path, songs: object
+    ) -> None:
+        with pytest.raises(WhisulInvalidInputError, match="There is no song to store"):
+            transfer(songs)
+        assert not folder.exists() or not list(folder.iterdir())
+
+    def test_a_transfer_of_an_empty_list_stores_nothing_and_succeeds(self, transfer: Transfer) -> None:
+        assert transfer([])["count"] == 0
+
     def test_two_songs_of_one_title_have_files_of_their_own(
         self, make_songs: MakeSongs, transfer: Transfer, folder: Path
     ) -> None:

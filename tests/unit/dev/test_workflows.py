@@ -63,8 +63,9 @@ def test_each_file_of_the_host_is_yaml_without_a_key_that_comes_twice(path: Path
 
 @by_workflow
 def test_the_make_targets_of_a_workflow_exist(path: Path) -> None:
-    targets = sorted(make_targets(path))
-    assert make("--dry-run", *targets)
+    # Not by a dry run of the targets: make runs what a recipe marks with a plus also then.
+    known = set(re.findall(r"^([\w.-]+):", make("--dry-run", "--print-data-base", "suites"), re.MULTILINE))
+    assert make_targets(path) <= known
 
 
 def test_the_suites_of_ci_are_those_of_the_supported_versions() -> None:

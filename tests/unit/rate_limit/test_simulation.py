@@ -14,7 +14,7 @@ from benchmarks import pacing
 from benchmarks.simulation.api_limiter import ApiLimiter, Limit, Shape
 from benchmarks.simulation.reference import TOLD_SHARE, rate_limiter
 from benchmarks.simulation.run import compare, simulate
-from benchmarks.simulation.world import Law, Sharing, World
+from benchmarks.simulation.world import HORIZON, Law, Sharing, World
 from tests.support.redis_server import BINARY
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -84,6 +84,12 @@ def test_triggerers_that_share_nothing_pay_for_it() -> None:
     ratios, results = compare(World(Limit(1), Sharing.NOTHING, 60, True, 2, 4), SEEDS)
     assert min(ratios) > 4
     assert min(result.throttled for result in results) > 60
+
+
+@pytest.mark.timeout(60)
+def test_a_song_that_has_waited_too_long_behind_a_probe_is_given_up() -> None:
+    world = World(Limit(1), Sharing.NOTHING, 60, True, 2, 4, seed=2)
+    assert simulate(world).seconds < HORIZON
 
 
 def test_a_machine_that_shares_its_file_is_nearly_as_good_as_all() -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from airflow_provider_whisul.clock import Clock
 from airflow_provider_whisul.exceptions import WhisulError, WhisulJobFailedError, WhisulJobTimeoutError
 from airflow_provider_whisul.triggers.events import deferral_error, song_from_event
-from airflow_provider_whisul.triggers.whisul import WhisulJobTrigger
+from airflow_provider_whisul.triggers.whisul import WhisulJobTrigger, last_max_wait
+from airflow_provider_whisul.triggers.whisul_batch import WhisulBatchTrigger
 from airflow_provider_whisul.version_compat import DEFERRAL_ERRORS
 
 OUTLOOK = "The job may still be running."
@@ -105,6 +109,38 @@ def test_the_error_about_a_trigger_that_failed() -> None:
     assert "Whisul job some-job ended with an error of its own: Trigger failure" in str(error)
     assert str(error).endswith(OUTLOOK)
     assert error.job_id == "some-job"
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends_at", "expected"),
+    [
+        (0, None, 240),
+        (0, 3900, 240),
+        # Airflow 2.11 counts the execution_timeout in.
+        (0, 3700, 40),
+        (0, 3610, 5),
+        # No triggerer has run until now: the trigger is created anew after its deadline.
+        (3800, 3900, 40),
+        (3890, 3900, 5),
+        # A task that defers after the deadline has a deferral of its own.
+        (3800, 4100, 240),
+    ],
+)
+@pytest.mark.parametrize("attribute", ["timeout_after", "task_instance", "naive"])
+def test_last_polls_do_not_wait_until_airflow_ends_the_deferral(
+    begins: float, ends_at: float | None, expected: float, attribute: str
+) -> None:
+    batch = WhisulBatchTrigger(["some-job"] * 1_000, "whisul_default", 10, 3600)
+    for trigger in (WhisulJobTrigger("some-job", "whisul_default", 10, 3600), batch):
+        trigger.clock = Clock(time=lambda: begins)
+        at = None if ends_at is None else datetime.fromtimestamp(ends_at, UTC)
+        if attribute == "timeout_after":
+            trigger.timeout_after = at  # type: ignore[attr-defined]
+        else:
+            at = at and at.replace(tzinfo=None) if attribute == "naive" else at
+            trigger.task_instance = SimpleNamespace(task_id="wait", trigger_timeout=at)  # type: ignore[assignment]
+        assert last_max_wait(trigger, 1_000) == expected
+    assert {poller.last_max_wait for poller in batch._pollers()} == {expected}
 
 
 _RUN_TRIGGER = """
