@@ -297,7 +297,7 @@ def test_the_last_poll_is_at_the_deadline(virtually: Callable[..., Any]) -> None
 def test_mapped_jobs_whose_deadlines_come_together_are_all_polled_once_more(
     virtually: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are too many for five seconds at the rate that is known, and one of them has just completed."""
+    """They are too many for five seconds at the rate that is known, and one of them completes a moment before."""
 
     async def main(waiting: Waiting) -> None:
         connection = {**json.loads(waiting.sandbox.connection), "extra": {"max_requests_per_second": 1}}
@@ -312,7 +312,7 @@ def test_mapped_jobs_whose_deadlines_come_together_are_all_polled_once_more(
         assert [event["status"] for event in events] == ["error"] * 39 + ["completed"]
         assert {event["error"]["type"] for event in events[:39]} == {"WhisulJobTimeoutError"}
 
-    virtually(main)
+    virtually(main, job_seconds=(60.5, 60.5))
 
 
 def test_the_last_poll_waits_five_seconds_where_a_block_is_what_delays_it(virtually: Callable[..., Any]) -> None:
