@@ -21,6 +21,7 @@ os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
 # What they assert is told as in a test file.
 pytest.register_assert_rewrite("tests.e2e.crash.cases", "tests.support.reconciliation")
 
+from airflow_provider_whisul.rate_limit import file_store, redis_store  # noqa: E402
 from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions  # noqa: E402
 from tests.support.clock import FakeClock  # noqa: E402
 from tests.support.markers import markers_of  # noqa: E402
@@ -58,6 +59,9 @@ def _no_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_f
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("tmp")))
     # Here the tasks record what they have submitted: no test must find another one's songs.
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path_factory.mktemp("airflow-home")))
+    # A busy machine makes a Redis and a lock late. The tests of these bounds set their own.
+    monkeypatch.setattr(redis_store, "SOCKET_TIMEOUT", 10.0)
+    monkeypatch.setattr(file_store, "LOCK_TIMEOUT", 10.0)
 
 
 @pytest.fixture

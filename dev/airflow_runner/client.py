@@ -309,7 +309,7 @@ class AirflowClient:
     def _send(self, method: str, path: str, **options: Any) -> requests.Response:
         if "Authorization" not in self._session.headers:
             self._session.headers["Authorization"] = f"Bearer {self.token(self._login)}"
-        return self._session.request(method, f"{self.ui_url}/api/v2{path}", timeout=30, **options)
+        return self._session.request(method, f"{self.ui_url}/api/v2{path}", timeout=60, **options)
 
     def _request(self, method: str, path: str, **options: Any) -> Any:
         for _ in range(MAX_BUSY_TRIES):

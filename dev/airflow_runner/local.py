@@ -29,7 +29,7 @@ STOP_SECONDS = 5.0
 
 DATABASE = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
 
-# SQLite allows one writer: each process waits for the others, longer than the five seconds of the default.
+# SQLite allows one writer: a process that ends where it cannot write waits longer than the five seconds of the default.
 SQLITE_TIMEOUT = "?timeout=60"
 
 
@@ -196,9 +196,9 @@ class LocalAirflow(AirflowClient):
         temporary = self.home / "tmp" / self._machine(name)
         temporary.mkdir(parents=True, exist_ok=True)
         env = {**self.env, "TMPDIR": str(temporary)}
-        if name == "api-server":
-            # It can lock itself out until this timeout, which the other processes must outlast.
-            env[DATABASE] = env[DATABASE].removesuffix(SQLITE_TIMEOUT)
+        if name == "scheduler" and env[DATABASE].startswith("sqlite") and not self.is_2:
+            # The API server can lock itself and all others out until its own timeout, which is shorter.
+            env[DATABASE] += SQLITE_TIMEOUT
         self._processes[name] = AirflowProcess(name, arguments, env, self.home / "logs" / f"{name}.log")
         self._processes[name].start()
 
@@ -241,7 +241,7 @@ class LocalAirflow(AirflowClient):
             "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
             "CORE__EXECUTION_API_SERVER_URL": f"{self.ui_url}/execution/",
             "CORE__FERNET_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
-            "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home / 'airflow.db'}{SQLITE_TIMEOUT}",
+            "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home / 'airflow.db'}",
             "LOGGING__BASE_LOG_FOLDER": str(self.home / "logs"),
             "LOGGING__COLORED_CONSOLE_LOG": "False",
             "API__HOST": "127.0.0.1",
@@ -259,9 +259,10 @@ class LocalAirflow(AirflowClient):
             "OPENLINEAGE__DISABLED": "True",
         }
         if self.is_2:
-            # One DAG file is parsed at a time, as each parser writes to the database.
+            # Each process writes to the database by itself, and one DAG file is parsed at a time.
             settings |= {
                 "SCHEDULER__DAG_DIR_LIST_INTERVAL": "10",
                 "SCHEDULER__PARSING_PROCESSES": "1",
+                "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home / 'airflow.db'}{SQLITE_TIMEOUT}",
             }
         return settings

@@ -16,8 +16,8 @@ from tests.integration.campaign.media_world import MAX_TRIES, STALL_SECONDS, Med
 from tests.integration.campaign.world import KEY
 
 #: Seconds of the machine within which a stopped try has ended, and that any try may take beside its stalls.
-STOP_SECONDS = 3.0
-TRY_SECONDS = 10.0
+STOP_SECONDS = 10.0
+TRY_SECONDS = 30.0
 
 #: What a media host answers where a URL does not work.
 REFUSED = {403, 404, 410}

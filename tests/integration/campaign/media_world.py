@@ -298,7 +298,7 @@ class MediaWorld:
 
         self._run(batch, this, prepare)
         self._on_request = lambda request: None
-        if left[0] <= 0 and stopped.wait(5):
+        if left[0] <= 0 and stopped.wait(60):
             this.seconds_to_stop = time.monotonic() - moment[0]
             this.requests_to_stop = len(sandbox.requests) - requests[0]
 
@@ -367,7 +367,7 @@ class MediaWorld:
             # Nothing of the test may go on in this process.
             os._exit(0)
 
-    def _reap(self, pid: int, seconds: float = 20.0) -> int:
+    def _reap(self, pid: int, seconds: float = 60.0) -> int:
         """Wait for a process, and return its exit status: negative for a signal."""
         deadline = time.monotonic() + seconds
         while True:

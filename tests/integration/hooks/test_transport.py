@@ -31,6 +31,7 @@ from airflow_provider_whisul.hooks.whisul_async import WhisulAsyncHook
 from airflow_provider_whisul.sandbox import Sandbox
 from tests.support.clock import FakeClock
 from tests.support.servers import Proxy, RawServer, drip
+from tests.support.soon import soon
 
 KEY = "secret-sandbox-key"
 
@@ -95,18 +96,14 @@ class TestTime:
     ) -> None:
         with RawServer(drip(beginning)) as server:
             connect(monkeypatch, server.base_url, timeout=0.5)
-            began = time.monotonic()
-            with pytest.raises(WhisulConnectionError, match="timed out"):
+            with soon(), pytest.raises(WhisulConnectionError, match="timed out"):
                 poll()
-            assert time.monotonic() - began < 2
 
     def test_a_response_whose_body_drips_is_given_up_in_time(self, monkeypatch: pytest.MonkeyPatch, poll: Poll) -> None:
         with RawServer(drip(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n")) as server:
             connect(monkeypatch, server.base_url, timeout=0.5)
-            began = time.monotonic()
-            with pytest.raises(WhisulResponseError, match="broke off"):
+            with soon(), pytest.raises(WhisulResponseError, match="broke off"):
                 poll()
-            assert time.monotonic() - began < 2
 
     def test_a_proxy_whose_response_drips_is_given_up_in_time_and_nothing_was_sent(
         self, monkeypatch: pytest.MonkeyPatch, poll: Poll
@@ -114,10 +111,8 @@ class TestTime:
         with RawServer(drip(b"HTTP/1.1 200 OK\r\nA: ")) as server:
             monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
             connect(monkeypatch, "https://whisul.test", timeout=0.5)
-            began = time.monotonic()
-            with pytest.raises(WhisulConnectionError, match="was not sent") as caught:
+            with soon(), pytest.raises(WhisulConnectionError, match="was not sent") as caught:
                 poll()
-            assert time.monotonic() - began < 2
             assert not caught.value.request_sent
 
     def test_a_tls_handshake_that_drips_is_given_up_in_time_and_nothing_was_sent(
@@ -126,27 +121,23 @@ class TestTime:
         # The beginning of a long TLS record.
         with RawServer(drip(b"\x16\x03\x03\x40\x00")) as server:
             connect(monkeypatch, f"https://127.0.0.1:{server.port}", timeout=0.5)
-            began = time.monotonic()
-            with pytest.raises(WhisulConnectionError, match="was not sent"):
+            with soon(), pytest.raises(WhisulConnectionError, match="was not sent"):
                 poll()
-            assert time.monotonic() - began < 2
 
     def test_a_submission_whose_response_drips_is_ambiguous(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with RawServer(drip(b"HTTP/1.1 202 Acc")) as server:
             connect(monkeypatch, server.base_url, timeout=0.5)
-            began = time.monotonic()
-            with pytest.raises(WhisulAmbiguousSubmitError, match="may have arrived"):
+            with soon(), pytest.raises(WhisulAmbiguousSubmitError, match="may have arrived"):
                 submit()
-            assert time.monotonic() - began < 2
 
     def test_each_request_on_a_kept_connection_has_the_whole_time(
         self, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        connect(monkeypatch, sandbox.base_url, timeout=0.7)
+        connect(monkeypatch, sandbox.base_url, timeout=2)
         hook = WhisulHook(clock=FakeClock().clock)
         job_id = hook.generate("a song")
         for _ in range(3):
-            time.sleep(0.3)
+            time.sleep(0.75)
             assert hook.get_job(job_id, retry=False).status == "running"
         assert len({request.connection for request in sandbox.requests}) == 1
 
@@ -164,10 +155,8 @@ class TestTime:
             ]
             monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: addresses)
             connect(monkeypatch, f"http://localhost:{port}/api", timeout=1)
-            began = time.monotonic()
-            with pytest.raises(WhisulJobNotFoundError):
+            with soon(), pytest.raises(WhisulJobNotFoundError):
                 poll_in_worker()
-            assert time.monotonic() - began < 1
             for waiting in full_up:
                 waiting.close()
 

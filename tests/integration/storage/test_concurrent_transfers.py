@@ -48,7 +48,7 @@ def run_at_once(*runs: Callable[[], Any]) -> list[Any]:
     start = threading.Barrier(len(runs))
 
     def run(function: Callable[[], Any]) -> Any:
-        start.wait(10)
+        start.wait(60)
         return function()
 
     with ThreadPoolExecutor(len(runs)) as pool:

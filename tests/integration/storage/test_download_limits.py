@@ -43,6 +43,7 @@ from tests.integration.storage.helpers import (
 from tests.support.airflow import TaskContext
 from tests.support.clock import FakeClock
 from tests.support.servers import fetched
+from tests.support.soon import soon
 
 CHUNKED = {"Content_Length": "", "Transfer_Encoding": "chunked"}
 
@@ -93,10 +94,8 @@ class TestTime:
         monkeypatch.setattr(watchdog, "STALL_SECONDS", 0.3)
         monkeypatch.setattr(downloader, "MAX_ATTEMPTS", 2)
         host.responses["/song"] = DRIPS[where]
-        began = time.monotonic()
-        with pytest.raises(WhisulMediaError, match=r"in 2 attempts: .*only \d+ bytes in \d s"):
+        with soon(), pytest.raises(WhisulMediaError, match=r"in 2 attempts: .*only \d+ bytes in \d s"):
             transfer(host.song())
-        assert time.monotonic() - began < 3
         assert len(host.requests) == 2
 
     def test_a_tls_handshake_that_stalls_is_given_up(
@@ -104,25 +103,24 @@ class TestTime:
     ) -> None:
         monkeypatch.setattr(watchdog, "STALL_SECONDS", 0.3)
         monkeypatch.setattr(downloader, "MAX_ATTEMPTS", 1)
-        began = time.monotonic()
-        with pytest.raises(WhisulMediaError, match="in 1 attempt: no response from .*: only 0 bytes in 0 s"):
+        with soon(), pytest.raises(WhisulMediaError, match=r"in 1 attempt: no response from .*: only 0 bytes in \d s"):
             transfer(host.song(song_url=silent_server))
-        assert time.monotonic() - began < 2
 
     def test_one_file_may_take_only_so_long_though_it_comes_fast_enough(
         self, host: MediaHost, transfer: Transfer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(downloader, "MAX_FILE_SECONDS", 0.5)
         host.responses["/song"] = send_chunks_for_ever
-        began = time.monotonic()
-        with pytest.raises(WhisulMediaError, match="in 1 attempt: the download broke off: one file may take no longer"):
+        with (
+            soon(),
+            pytest.raises(WhisulMediaError, match="in 1 attempt: .* one file may take no longer"),
+        ):
             transfer(host.song(), max_audio_bytes=10**12)
-        assert time.monotonic() - began < 3
 
     def test_a_song_that_hangs_does_not_hold_up_the_others(
         self, host: MediaHost, transfer: Transfer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(watchdog, "STALL_SECONDS", 0.5)
+        monkeypatch.setattr(watchdog, "STALL_SECONDS", 2)
         monkeypatch.setattr(downloader, "MAX_ATTEMPTS", 1)
         host.responses |= {"/hangs": DRIPS["header"], "/song": respond(200, WAV)}
         songs = [host.song("hangs", song_url=f"{host.url}/hangs"), *(host.song(f"job-{n}") for n in range(20))]
@@ -145,18 +143,16 @@ class TestAStoppedTaskEndsWithinSeconds:
             allow_private_media=True,
         )
         if how == "on_kill":
-            threading.Thread(target=lambda: began.wait(10) and operator.on_kill()).start()
+            threading.Thread(target=lambda: began.wait(60) and operator.on_kill()).start()
         else:
 
             def interrupt(*args: object, **kwargs: object) -> None:
-                assert began.wait(10)
+                assert began.wait(60)
                 raise TimeoutError("execution_timeout")
 
             monkeypatch.setattr("airflow_provider_whisul.transfers.whisul_to_object_storage.wait", interrupt)
-        start = time.monotonic()
-        with pytest.raises((WhisulMediaError, TimeoutError), match=r"stopped with the task|execution_timeout"):
+        with soon(), pytest.raises((WhisulMediaError, TimeoutError), match=r"stopped with the task|execution_timeout"):
             TaskContext().run(operator)
-        assert time.monotonic() - start < 3
 
     @pytest.mark.parametrize("how", ["on_kill", "execution_timeout"])
     @pytest.mark.parametrize("where", DRIPS)
@@ -182,7 +178,7 @@ class TestAStoppedTaskEndsWithinSeconds:
 
         def serve(handler: BaseHTTPRequestHandler) -> None:
             began.set()
-            ended.wait(20)
+            ended.wait(60)
 
         host.responses |= {"/song": redirect, "/silent": serve}
         try:
@@ -202,7 +198,7 @@ class TestAStoppedTaskEndsWithinSeconds:
 
         def resolve(*args: object, **kwargs: object) -> list[Any]:
             began.set()
-            ended.wait(20)
+            ended.wait(60)
             return []
 
         monkeypatch.setattr(socket, "getaddrinfo", resolve)
@@ -228,7 +224,7 @@ class TestSize:
         assert "is larger than 1,000,000 bytes" in manifest["failed"][0]["error"]
         assert host.count("/huge") == 1
         with pytest.raises(WhisulMediaUnsafeError, match="set max_audio_bytes") as raised:
-            transfer(songs[0])
+            transfer(songs[0], max_audio_bytes=2_000_000)
         assert isinstance(raised.value, AirflowFailException)
 
     def test_a_file_of_just_the_limit_is_stored(self, host: MediaHost, transfer: Transfer) -> None:

@@ -24,6 +24,7 @@ from tests.integration.storage.helpers import (
 )
 from tests.support.clock import FakeClock
 from tests.support.servers import fetched
+from tests.support.soon import soon
 
 #: The first 9,000 bytes of a file that can be resumed.
 RESUMABLE_PART = respond(200, WAV[:9000], Content_Length=str(len(WAV)), Accept_Ranges="bytes", ETag='"1"')
@@ -241,15 +242,13 @@ class TestSlowHosts:
 
         def drip(handler: BaseHTTPRequestHandler) -> None:
             respond(200, WAV[:100], Content_Length=str(len(WAV)))(handler)
-            for _ in range(100):
+            while True:
                 handler.wfile.write(b"x")
                 time.sleep(0.02)
 
         host.responses["/song"] = drip
-        began = time.monotonic()
-        with pytest.raises(WhisulMediaError, match=r"the download broke off: only \d+ bytes in 0 s"):
+        with soon(), pytest.raises(WhisulMediaError, match=r"the download broke off: only \d+ bytes in \d s"):
             transfer(host.song())
-        assert time.monotonic() - began < 1.5
 
     def test_a_host_that_does_not_respond_is_given_up(
         self, host: MediaHost, transfer: Transfer, monkeypatch: pytest.MonkeyPatch

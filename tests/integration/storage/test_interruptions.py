@@ -29,6 +29,7 @@ from tests.integration.storage.helpers import (
 )
 from tests.support.airflow import TaskContext
 from tests.support.servers import fetched, outcome_of
+from tests.support.soon import soon
 
 LARGE = "500MB" if Version(airflow_version) >= Version("3.3") else "150MB"
 MAX_GROWTH_KB = 40_000
@@ -52,15 +53,13 @@ class TestAStoppedTask:
             respond_endlessly(handler)
 
         def interrupt(*args: object, **kwargs: object) -> None:
-            assert downloading.wait(10)
+            assert downloading.wait(60)
             raise KeyboardInterrupt
 
         host.responses["/song"] = serve
         monkeypatch.setattr("airflow_provider_whisul.transfers.whisul_to_object_storage.wait", interrupt)
-        began = time.monotonic()
-        with pytest.raises(KeyboardInterrupt):
+        with soon(), pytest.raises(KeyboardInterrupt):
             transfer(host.song())
-        assert time.monotonic() - began < 5
         assert file_names(folder) == set()
 
     @pytest.mark.usefixtures("either_files")
@@ -88,10 +87,11 @@ class TestAStoppedTask:
             max_concurrent_downloads=2,
             allow_private_media=True,
         )
-        began = time.monotonic()
-        with pytest.raises(WhisulMediaError, match=r"stopped with the task.*no manifest.*downloads only the missing"):
+        with (
+            soon(),
+            pytest.raises(WhisulMediaError, match="stopped with the task.*no manifest.*only the missing"),
+        ):
             TaskContext().run(operator)
-        assert time.monotonic() - began < 5
         assert len(host.requests) <= 2
         assert file_names(folder) == set()
         assert not list(tmp_path.glob("whisul-*"))

@@ -281,7 +281,7 @@ def test_a_rate_limiter_keeps_neither_its_event_loop_nor_its_thread() -> None:
     (thread,) = limiters[0]._thread._threads
     limiters.clear()
     gc.collect()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
 
 

@@ -41,7 +41,7 @@ def test_the_command_serves_until_it_gets_a_signal(anonymous, tmp_path, number):
         anonymous.get(f"{url}/jobs/x", timeout=5)
         entries = [json.loads(line) for line in log.read_text().splitlines()]
         process.send_signal(number)
-        assert process.wait(5) == 0
+        assert process.wait(60) == 0
         assert process.stderr.read() == ""
     assert [(entry["method"], entry["status"], entry["authorization"]) for entry in entries] == [
         ("POST", 202, "ok"),

@@ -16,6 +16,7 @@ import pytest
 import requests
 
 from airflow_provider_whisul.sandbox import Sandbox, SandboxOptions
+from tests.support.soon import SOON
 
 
 def test_importing_the_sandbox_imports_neither_aiohttp_nor_airflow():
@@ -110,13 +111,13 @@ def test_the_sandbox_stops_promptly_despite_idle_connections_and_a_slow_response
         anonymous.post(url, json={"prompt": "kept alive"}, headers=headers, timeout=5)
         waiting = threading.Thread(target=wait_for_the_slow_response, args=(url,))
         waiting.start()
-        until = time.monotonic() + 5
+        until = time.monotonic() + SOON
         while len(sandbox.jobs) < 2 and time.monotonic() < until:
             time.sleep(0.01)
         assert len(sandbox.jobs) == 2
         begin = time.monotonic()
-    assert time.monotonic() - begin < 2
-    waiting.join(5)
+    assert time.monotonic() - begin < SOON
+    waiting.join(SOON)
     assert len(errors) == 1
     assert set(threading.enumerate()) <= before
 
