@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import io
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import requests
@@ -19,8 +20,16 @@ from requests.auth import AuthBase
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from airflow_provider_whisul.api.messages import HEADERS, MAX_BODY_BYTES
-from airflow_provider_whisul.api.transport import Exchange, NoRedirectSession, current_exchange, silence
+from airflow_provider_whisul.api.connection import ConnectionSettings
+from airflow_provider_whisul.api.messages import HEADERS, MAX_BODY_BYTES, Request, Response
+from airflow_provider_whisul.api.transport import (
+    Exchange,
+    NoRedirectSession,
+    connection_error,
+    current_exchange,
+    exchanging,
+    silence,
+)
 
 silence("urllib3.connection")
 silence("urllib3.connectionpool")
@@ -28,7 +37,7 @@ silence("urllib3.connectionpool")
 
 def bounded_session(api_key: str) -> requests.Session:
     """
-    Return a session whose requests must be sent inside of :func:`~airflow_provider_whisul.api.transport.exchanging`.
+    Return a session, whose requests :func:`exchange` sends.
 
     It reads nothing of the environment: proxies and CA files are given with each request.
 
@@ -43,12 +52,59 @@ def bounded_session(api_key: str) -> requests.Session:
     return session
 
 
-def read_body(response: requests.Response) -> tuple[bytes, bool]:
+def exchange(
+    session: requests.Session,
+    request: Request,
+    settings: ConnectionSettings,
+    *,
+    verify: bool | str,
+    proxy: str | None,
+    now: Callable[[], float],
+) -> Response:
     """
-    Return as much of a body as came, bounded in size, and whether that is all of it.
+    Send a request once, and return the response.
 
-    :param response: The response, not yet read.
+    :param session: The session.
+    :param request: The request.
+    :param settings: The settings of the connection that the session is of.
+    :param verify: Whether to verify the server's certificate, or the file of the CAs to verify it with.
+    :param proxy: The URL of the proxy for https, if there is one.
+    :param now: Returns the time, in Unix seconds.
+    :raises WhisulConnectionError: There was no response.
     """
+    this = Exchange(request, settings)
+    try:
+        with (
+            exchanging(this),
+            session.request(
+                request.method,
+                settings.base_url + request.path,
+                json=request.json,
+                timeout=settings.timeout,
+                verify=verify,
+                proxies={"https": proxy} if proxy else {},
+                allow_redirects=False,
+                stream=True,
+            ) as response,
+        ):
+            body, complete = _read_body(response)
+            return Response.from_http(
+                status=response.status_code,
+                headers=response.headers,
+                body=body,
+                complete=complete,
+                now=now(),
+                api_key=settings.api_key,
+            )
+    except Exception as error:
+        # Whatever it is: a submission that was sent must not look like one that was not.
+        failure = connection_error(this, error)
+    # Not raised inside the handler: Airflow logs the causes of an error, and theirs may hold the key.
+    raise failure
+
+
+def _read_body(response: requests.Response) -> tuple[bytes, bool]:
+    """Return as much of a body as came, bounded in size, and whether that is all of it."""
     body = bytearray()
     try:
         while chunk := response.raw.read1(1 << 16, decode_content=True):

@@ -8,11 +8,13 @@ means in :mod:`airflow_provider_whisul.api.outcomes`, when a request may be sent
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from copy import copy
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, TypeVar
 
 import requests
@@ -24,11 +26,11 @@ from airflow_provider_whisul.api.messages import NO_SUCH_JOB_ID, Request, Respon
 from airflow_provider_whisul.api.models import PollResult, WhisulJob
 from airflow_provider_whisul.api.outcomes import check_key, read_job, read_submission, submission_error
 from airflow_provider_whisul.api.price import in_brackets
-from airflow_provider_whisul.api.transport import Exchange, connection_error, exchanging, find_ca, find_proxy
+from airflow_provider_whisul.api.transport import find_ca, find_proxy
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_whisul.exceptions import WhisulError, WhisulJobNotFoundError
 from airflow_provider_whisul.get_provider_info import CONN_FIELDS, UI_FIELD_BEHAVIOUR
-from airflow_provider_whisul.hooks.bounded_session import bounded_session, read_body
+from airflow_provider_whisul.hooks.bounded_session import bounded_session, exchange
 from airflow_provider_whisul.hooks.retrying import retrying
 from airflow_provider_whisul.ledger.entries import Entry, Outcome
 from airflow_provider_whisul.ledger.outcomes import OutcomeRecorder, outcome_of_job
@@ -74,8 +76,8 @@ class WhisulHook(BaseHook):
         self.clock = clock
         #: When this hook submitted each of its jobs, in Unix seconds.
         self.submitted_at: dict[str, float] = {}
-        self._last_response_at = 0.0
-        # The process that has sent the latest request.
+        # When the latest response came: in Unix seconds, and on the monotonic clock.
+        self._last_response_at, self._used_at = 0.0, -math.inf
         self._pid = os.getpid()
         self._outcomes = OutcomeRecorder(clock)
 
@@ -119,9 +121,7 @@ class WhisulHook(BaseHook):
         if fresh.api_key == self.settings.api_key:
             return False
         self.log.info("Airflow connection %r has a new API key. The request is sent again.", self.whisul_conn_id)
-        self._session.close()
-        for name in ("_session", "_rate_limiter", "_ca"):
-            self.__dict__.pop(name, None)
+        self._forget_clients()
         self.settings = fresh
         return True
 
@@ -310,6 +310,12 @@ class WhisulHook(BaseHook):
         store = limiter_store(self.settings, find_redis(self.settings, self.get_connection), self.clock)
         return WorkerRateLimiter(store, self.settings, self.clock)
 
+    def _forget_clients(self) -> None:
+        """Use no connection and no lock again that was there before."""
+        self._session.close()
+        for name in ("_session", "_rate_limiter", "_ca"):
+            self.__dict__.pop(name, None)
+
     def _send(
         self,
         request: Request,
@@ -320,7 +326,12 @@ class WhisulHook(BaseHook):
         entry: Submitting | None = None,
     ) -> T:
         """Send a request when the rate limiter permits it, again where that can help, and return what is read of it."""
+        if self._pid != os.getpid():
+            # The response to one process could be read by the other, and a lock may have been forked while it was held.
+            self._forget_clients()
+            self._pid = os.getpid()
         give_up_at = self.clock.monotonic() + max_wait
+        read = read if entry is None else partial(entry.finish, read)
         key_reread = False
 
         def attempt() -> T:
@@ -337,8 +348,17 @@ class WhisulHook(BaseHook):
                 if entry is not None:
                     entry.end(error)
                 raise
-            metrics.response(request, response, self.clock.monotonic() - began)
-            cooldown = self._rate_limiter.on_response(permit, response.throttled, response.asked_wait)
+            try:
+                metrics.response(request, response, self.clock.monotonic() - began)
+                cooldown = self._rate_limiter.on_response(permit, response.throttled, response.asked_wait)
+            except BaseException:
+                # The task is just being ended, and only this response says which job is paid for.
+                if entry is not None:
+                    with suppress(WhisulError):
+                        self.log.error(
+                            "The task was ended when it had submitted job %s, which is paid for.", read(response)
+                        )
+                raise
             if response.status == 401 and not key_reread:
                 # Once only: a secrets backend may return another key at each reading.
                 key_reread = True
@@ -347,53 +367,16 @@ class WhisulHook(BaseHook):
                     if entry is not None:
                         entry.withdraw()
                     return attempt()
-            try:
-                return read(replace(response, cooldown=cooldown, conn_id=self.whisul_conn_id))
-            except WhisulError as error:
-                if entry is not None:
-                    entry.end(error)
-                raise
+            return read(replace(response, cooldown=cooldown, conn_id=self.whisul_conn_id))
 
         send = retrying(request, attempts=attempts, give_up_at=give_up_at, clock=self.clock, warn=self.log.warning)
         return send(attempt)
 
     def _exchange(self, request: Request) -> Response:
-        settings = self.settings
-        url = settings.base_url + request.path
-        proxy, ca = find_proxy(url), self._ca
-        is_idle = self.clock.time() - self._last_response_at > IDLE_SECONDS
-        if (request.method == "POST" and is_idle) or self._pid != os.getpid():
+        proxy, ca = find_proxy(self.settings.base_url + request.path), self._ca
+        if request.method == "POST" and self.clock.monotonic() - self._used_at > IDLE_SECONDS:
             # A submission must not meet a connection that the server is just closing: nobody could tell if it arrived.
-            # Nor one of the process before a fork: each could be given the response to the other's request.
             self._session.close()
-            self._pid = os.getpid()
-        exchange = Exchange(request, settings)
-        try:
-            with (
-                exchanging(exchange),
-                self._session.request(
-                    request.method,
-                    url,
-                    json=request.json,
-                    timeout=settings.timeout,
-                    verify=ca,
-                    proxies={"https": proxy} if proxy else {},
-                    allow_redirects=False,
-                    stream=True,
-                ) as response,
-            ):
-                body, complete = read_body(response)
-                self._last_response_at = self.clock.time()
-                return Response.from_http(
-                    status=response.status_code,
-                    headers=response.headers,
-                    body=body,
-                    complete=complete,
-                    now=self._last_response_at,
-                    api_key=settings.api_key,
-                )
-        except Exception as error:
-            # Whatever it is: a submission that was sent must not look like one that was not.
-            failure = connection_error(exchange, error)
-        # Not raised inside the handler: Airflow logs the causes of an error, and theirs may hold the key.
-        raise failure
+        response = exchange(self._session, request, self.settings, verify=ca, proxy=proxy, now=self.clock.time)
+        self._last_response_at, self._used_at = self.clock.time(), self.clock.monotonic()
+        return response

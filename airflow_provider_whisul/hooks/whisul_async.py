@@ -245,11 +245,12 @@ class WhisulAsyncHook(BaseHook):
         :raises WhisulError: As :meth:`WhisulHook.get_job`, at the first failure.
         """
         request = job_request(job_id)
-        settings = await self.settings()
+        settings, began = await self.settings(), self.clock.monotonic()
         response = await self._send(settings, request, max_wait, poll)
         if response.status == 401 and await self._key_was_replaced(settings):
             # Once only: a secrets backend may return another key at each reading.
-            response = await self._send(await self.settings(), request, max_wait, poll)
+            left = None if max_wait is None else max(max_wait - (self.clock.monotonic() - began), 0.0)
+            response = await self._send(await self.settings(), request, left, poll)
         job = read_job(response, job_id)
         metrics.polled(job, self.clock.time())
         self._rate_limiter.add_job(job)

@@ -12,8 +12,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from secrets import token_hex
+from typing import TypeVar
 
 from airflow_provider_whisul.api.connection import ConnectionSettings
+from airflow_provider_whisul.api.messages import Response
 from airflow_provider_whisul.api.outcomes import submission_error
 from airflow_provider_whisul.clock import Clock, utc
 from airflow_provider_whisul.exceptions import (
@@ -34,6 +36,8 @@ from airflow_provider_whisul.rate_limit.worker_rate_limiter import WorkerRateLim
 from airflow_provider_whisul.state.retention import sweep_daily
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Seconds after a request's timeout until its response counts as lost.
 RESPONSE_MARGIN = 5.0
@@ -176,6 +180,20 @@ class Submitting:
         entry = self._await(ledger, [day_of(now), *_days_beside(now)], settings.timeout)
         if entry is not None:
             self._end_at(entry)
+
+    def finish(self, read: Callable[[Response], T], response: Response) -> T:
+        """
+        Return what is read of the response, which accepts the job, or write down that none is known.
+
+        :param read: Reads the response.
+        :param response: The response.
+        :raises WhisulError: The response is no job's.
+        """
+        try:
+            return read(response)
+        except WhisulError as error:
+            self.end(error)
+            raise
 
     def accept(self, job_id: str) -> None:
         """

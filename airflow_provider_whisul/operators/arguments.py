@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from configparser import ConfigParser
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.configuration import AIRFLOW_CONFIG
 from airflow.providers.common.compat.sdk import AirflowSkipException, conf
 
 from airflow_provider_whisul.api.messages import generate_request
-from airflow_provider_whisul.exceptions import WhisulInvalidInputError
+from airflow_provider_whisul.exceptions import WhisulBudgetExceededError, WhisulInvalidInputError
 from airflow_provider_whisul.operators.run_date import check_skip_if_older_than
 from airflow_provider_whisul.polling import check_poll_interval, check_timeout
 from airflow_provider_whisul.state.song_state import check_on_ambiguous_submit
 from airflow_provider_whisul.text import excerpt
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
 
 #: By the argument's name: returns the argument as the task keeps it, or raises a ``ValueError`` that says why not.
 ArgumentChecks = Mapping[str, Callable[[Any], Any]]
@@ -169,6 +173,40 @@ def check_not_empty(prompts: Sequence[str], on_empty: OnEmpty) -> None:
             'prompts is an empty list. Nothing was sent. on_empty="skip" skips such a task, and on_empty="succeed" '
             "lets it return an empty list."
         )
+
+
+def check_new_takes(prompts: int, submitted: int, max_submissions: int | None) -> None:
+    """
+    Refuse new songs to a batch that had its songs and was cleared, where it could submit only some of them.
+
+    :param prompts: How many prompts it has.
+    :param submitted: How often it has submitted before.
+    :param max_submissions: The operator's argument.
+    :raises WhisulBudgetExceededError: ``max_submissions`` does not suffice for one song of each prompt.
+    """
+    if max_submissions is not None and submitted + prompts > max_submissions:
+        raise WhisulBudgetExceededError(
+            f"This task has had its songs, and was cleared since. New ones take {prompts} submissions beside the "
+            f"{submitted} that were made, and max_submissions={max_submissions} permits fewer. Nothing was submitted, "
+            f"and nothing was paid. If you do want new songs, set max_submissions to {submitted + prompts} or more, "
+            "and clear the task."
+        )
+
+
+@contextmanager
+def no_songs_where_skipped(context: Context) -> Iterator[None]:
+    """
+    Push an empty list as the result of a batch that is skipped.
+
+    A transfer with ``trigger_rule="all_done"`` would take no result at all for songs that failed.
+
+    :param context: The task's context.
+    """
+    try:
+        yield
+    except AirflowSkipException:
+        context["ti"].xcom_push(key="return_value", value=[])
+        raise
 
 
 #: The checks of the operator for one song, and of the batch.

@@ -11,23 +11,22 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_whisul.api.connection import DEFAULT_CONN_ID
 from airflow_provider_whisul.api.price import count_songs
-from airflow_provider_whisul.exceptions import (
-    WhisulConfigurationError,
-    WhisulError,
-    WhisulStateError,
+from airflow_provider_whisul.exceptions import WhisulConfigurationError, WhisulError, WhisulStateError
+from airflow_provider_whisul.operators.arguments import (
+    BATCH_CHECKS,
+    OnEmpty,
+    check_new_takes,
+    check_not_empty,
+    checked_prompts,
+    no_songs_where_skipped,
 )
-from airflow_provider_whisul.operators.arguments import BATCH_CHECKS, OnEmpty, check_not_empty, checked_prompts
 from airflow_provider_whisul.operators.batch_outcome import BatchOutcome, fetch_large_songs, retry_left
 from airflow_provider_whisul.operators.batch_wait import BatchWait, TrySoFar
 from airflow_provider_whisul.operators.deferral import WhisulDeferrableMixin
 from airflow_provider_whisul.operators.lineage import LineageMixin, lineage_of_jobs
 from airflow_provider_whisul.operators.prompts_file import PromptsFileMixin
 from airflow_provider_whisul.operators.run_date import check_run_date
-from airflow_provider_whisul.polling import (
-    DEFAULT_POLL_INTERVAL,
-    DEFAULT_TIMEOUT,
-    FRAMEWORK_TIMEOUT_MARGIN,
-)
+from airflow_provider_whisul.polling import DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, FRAMEWORK_TIMEOUT_MARGIN
 from airflow_provider_whisul.retry_policy import set_default_retry_policy
 from airflow_provider_whisul.state.batch_song import PENDING, UNSUCCESSFUL, BatchResult, BatchSong
 from airflow_provider_whisul.state.batch_state import BatchState, ResultChunk
@@ -155,7 +154,10 @@ class WhisulGenerateBatchOperator(PromptsFileMixin, LineageMixin, WhisulDeferrab
                 count(len(state.orphaned), "job"),
                 ", ".join(state.orphaned),
             )
-        check_not_empty(prompts, self.on_empty)
+        with no_songs_where_skipped(context):
+            check_not_empty(prompts, self.on_empty)
+            if prompts and not state.submitted_before:
+                check_run_date(context, self.skip_if_older_than, self.clock.time())
         if not prompts:
             self.log.info("prompts is an empty list: nothing is submitted.")
             return []
@@ -164,9 +166,8 @@ class WhisulGenerateBatchOperator(PromptsFileMixin, LineageMixin, WhisulDeferrab
                 "max_submissions counts the submissions of all tries, and nothing is kept for a later try here: that "
                 "takes durable=True, and a folder that can be written ([whisul] state_path). Nothing was sent."
             )
-        if not state.submitted_before:
-            check_run_date(context, self.skip_if_older_than, self.clock.time())
         if state.earlier is not None and state.earlier.delivered and state.cleared:
+            check_new_takes(len(prompts), state.submitted, self.max_submissions)
             self.log.info("This task has had its songs, and was cleared since: this try pays for new ones.")
         self._submitter(context, state).resolve_ambiguous_submissions(self.on_ambiguous_submit)
         state.begin_try(self.clock.time())

@@ -97,8 +97,8 @@ class AsyncRateLimiter(LimiterClient):
         self._changed: asyncio.Future[None] | None = None
         self._own_429s = 0
         self._waits = 0
-        # When the next poll may be sent, and whether a block is why it is not sent now.
-        self._not_before, self._blocked = -math.inf, False
+        # When the next poll may be sent, whether a block is why it is not sent now, and whether its probe is out.
+        self._not_before, self._blocked, self._probing = -math.inf, False, False
         self._demand, self._demand_at = 0.0, -math.inf
 
     async def acquire(self, max_wait: float | None = None, poll: WaitingPoll | None = None) -> Permit:
@@ -201,7 +201,7 @@ class AsyncRateLimiter(LimiterClient):
         now, crowd = asyncio.get_running_loop().time(), len(self._queue)
         if crowd < 2 or self._blocked or now >= latest:
             wall = self._clock.time()
-            raise refusal(wall + max(self._not_before - now, 0.0), wall, blocked=self._blocked)
+            raise refusal(wall + max(self._not_before - now, 0.0), wall, blocked=self._blocked and not self._probing)
         return min(now + crowd * CROWD_SECONDS_PER_POLL, latest)
 
     def _permit_at(self, now: float) -> Permit | None:
@@ -260,7 +260,7 @@ class AsyncRateLimiter(LimiterClient):
         count = max(len(self._queue), int(self._demand * LEASE_SECONDS / _DEMAND_SECONDS))
         overdue, urgent = self._queue.overdue(asked_at), self._queue.urgent(asked_at)
         answer, block, _ = await self._in_thread(partial(self._ask, "poll", count, overdue, urgent))
-        self._blocked = block.active
+        self._blocked, self._probing = block.active, block.probing
         if not isinstance(answer, Lease):
             self._not_before = loop.time() + answer
             await self._wait(min(answer, CHECK_INTERVAL))

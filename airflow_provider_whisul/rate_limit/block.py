@@ -29,6 +29,7 @@ class Block:
 
     :param active: Whether a 429 has come and no probe has found the block to be over.
     :param probing: Whether a probe has been sent and has no response yet.
+    :param throttled_at: When the latest 429 came.
     :param began: When the cool-down began. It may outlast the block.
     :param cooldown: Seconds that the cool-down takes.
     :param step: The step of the backoff schedule, of this block or of the latest one.
@@ -37,6 +38,7 @@ class Block:
 
     active: bool = False
     probing: bool = False
+    throttled_at: float = -math.inf
     began: float = -math.inf
     cooldown: float = 0.0
     step: int = 0
@@ -46,10 +48,12 @@ class Block:
         """Begin a block, with the last step of the one before, or one less for each five minutes since then."""
         self.active = True
         self.last_request_before = last_request
-        self.step = math.ceil(max(self.step - (now - self.began) / STEP_FORGOTTEN_AFTER, 0))
+        self.step = math.ceil(max(self.step - (now - self.throttled_at) / STEP_FORGOTTEN_AFTER, 0))
+        self.throttled_at = now
 
     def cool_down(self, now: float, retry_after: float | None, jitter: float) -> None:
         """Send nothing for as long as the backoff schedule says, or ``Retry-After`` where that is longer."""
+        self.throttled_at = now
         delay = backoff_delay(self.step)
         self.wait(now, max(delay, retry_after or 0.0) + JITTER * delay * jitter)
 
@@ -62,6 +66,10 @@ class Block:
         self.probing = True
         # A late response may still ask for a cool-down, which then holds even if the probe ends the block.
         self.cooldown = 0.0
+
+    def notice_reset_clock(self, now: float) -> None:
+        """Count times that lie ahead as now."""
+        self.throttled_at, self.began = min(self.throttled_at, now), min(self.began, now)
 
     def end(self) -> None:
         """End the block."""

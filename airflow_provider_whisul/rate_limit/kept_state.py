@@ -9,7 +9,10 @@ from airflow_provider_whisul.rate_limit.backoff import BACKOFF_SCHEDULE
 from airflow_provider_whisul.rate_limit.block import MAX_COOLDOWN
 
 #: Version of what a store holds. A store with another one is taken for empty.
-STATE_VERSION = 3
+STATE_VERSION = 4
+
+#: Requests per second. A smaller number is that of a damaged store, and cannot be divided by.
+MIN_KEPT_RATE = 1e-9
 
 
 def is_state(found: object, known: dict[str, object]) -> TypeGuard[dict[str, Any]]:
@@ -38,7 +41,7 @@ def _makes_sense(state: dict[str, Any]) -> bool:
     throttle, block = state["throttle"], state["block"]
     return (
         state["version"] == STATE_VERSION
-        and 0 < throttle["rate"] < math.inf
+        and MIN_KEPT_RATE < throttle["rate"] < math.inf
         and throttle["ceiling"] > 0
         and throttle["ceiling_doubles_after"] > 0
         and 0 <= throttle["ceiling_age"] < math.inf

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from airflow_provider_whisul.clock import utc
@@ -21,7 +21,7 @@ from airflow_provider_whisul.rate_limit.block import PROBE_TIMEOUT, Block
 from airflow_provider_whisul.rate_limit.durations import Durations
 from airflow_provider_whisul.rate_limit.kept_state import STATE_VERSION, is_state
 from airflow_provider_whisul.rate_limit.submission_line import SubmissionLine
-from airflow_provider_whisul.rate_limit.throttle import INITIAL_RATE, MAX_RATE, Throttle
+from airflow_provider_whisul.rate_limit.throttle import INITIAL_RATE, MAX_RATE, MIN_RATE, Throttle
 
 #: What is sent: a submission, or a poll. Submissions go first.
 Kind = Literal["submission", "poll"]
@@ -154,7 +154,8 @@ class RateLimiter:
         limiter.durations.jobs = state["jobs"]
         limiter.line.places = [list(place) for place in state["line"]]
         vars(limiter).update({name: state[name] for name in _OWN_NUMBERS})
-        limiter.configure(max_requests_per_second)
+        if max_requests_per_second is not None:
+            limiter.configure(max_requests_per_second)
         return limiter
 
     def configure(self, max_requests_per_second: float | None) -> None:
@@ -168,7 +169,8 @@ class RateLimiter:
         # A rate that the user configures is the one to begin with, unless it has been too much.
         if max_requests_per_second is not None and self.throttle.ceiling == math.inf:
             self.throttle.rate = float(max_requests_per_second)
-        self.throttle.rate = min(self.throttle.rate, self.throttle.max_rate)
+        # A rate that was configured before, or that a damaged store holds, must not stay for ever.
+        self.throttle.rate = min(max(self.throttle.rate, MIN_RATE), self.throttle.max_rate)
 
     def next_allowed_at(self, now: float) -> float:
         """
@@ -192,7 +194,8 @@ class RateLimiter:
             self.throttle.last_request_at = now
         self.last_poll_at = min(self.last_poll_at, self.throttle.last_request_at)
         self.submissions_until = min(self.submissions_until, now + SUBMISSIONS_PRESS_FOR)
-        self.block.began = min(self.block.began, now)
+        self.line.notice_reset_clock(now)
+        self.block.notice_reset_clock(now)
 
     def acquire(
         self,
@@ -291,11 +294,11 @@ class RateLimiter:
         :param seconds: Seconds from now on. The later of two cool-downs counts.
         """
         if self.block.active:
-            # The probe must not be sent before.
             self.block.wait(now, seconds)
         else:
-            self.last_request += 1
-            self.on_response(now, self.last_request, throttled=True, retry_after=seconds)
+            self.block.start(now, self.last_request)
+            self.throttle.decrease()
+            self.block.wait(now, seconds)
 
     def forget(self) -> None:
         """Forget all that was learnt. Requests are numbered on, so that no process takes this for a lost state."""
@@ -309,7 +312,8 @@ class RateLimiter:
         :param throttle: The throttle, by another clock.
         :param durations: The durations.
         """
-        self.throttle = throttle.without_times()
+        # Another process may have gone on before this one.
+        self.throttle = replace(throttle.without_times(), last_request_at=self.throttle.last_request_at)
         # Not the same object: a decision that is made anew must find it as it was.
         self.durations = Durations(durations.seconds, durations.jobs)
 

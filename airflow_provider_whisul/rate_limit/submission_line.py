@@ -50,8 +50,7 @@ class SubmissionLine:
         :param now: The time.
         :param client: The client's number.
         """
-        # One that is kept for longer than any has been given before the clock was put back.
-        self.places = [place for place in self.places if now <= place[1] <= now + PLACE_SECONDS + 1]
+        self.places = [place for place in self.places if now <= place[1]]
         return next((number for number, (other, _) in enumerate(self.places) if other == client), len(self.places))
 
     def wait(self, now: float, client: int, earliest: float, next_in: float, before: float) -> float:
@@ -74,6 +73,11 @@ class SubmissionLine:
         if place is not None and place[1] < now + wait + ASKS_LATE:
             place[1] = round(now + PLACE_SECONDS, 3)
         return wait
+
+    def notice_reset_clock(self, now: float) -> None:
+        """Remove the places that are kept for longer than any is: they were given before the clock was put back."""
+        if self.waits_until > now + PLACE_SECONDS + 1:
+            self.places = [place for place in self.places if place[1] <= now + PLACE_SECONDS + 1]
 
     def leave(self, client: int) -> None:
         """Remove a client that waits no longer, if it is there."""

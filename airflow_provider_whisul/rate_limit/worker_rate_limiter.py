@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import secrets
+from threading import get_ident
 
 from airflow_provider_whisul import metrics
 from airflow_provider_whisul.api.connection import ConnectionSettings
@@ -32,7 +34,6 @@ class WorkerRateLimiter(LimiterClient):
         super().__init__(store, settings, clock)
         # The time since which the worker has sent requests without a break, and the end of the last one.
         self._busy_since = self._busy_until = -math.inf
-        # What tells it apart from the other processes that wait to submit.
         self._number = secrets.randbits(32)
 
     def acquire(self, kind: Kind, max_wait: float) -> Permit:
@@ -50,7 +51,7 @@ class WorkerRateLimiter(LimiterClient):
         while True:
             left = max(max_wait - (now - asked_at), 0.0)
             urgent = kind == "poll" and WaitingPoll(asked_at).urgent_at <= now
-            client = self._number if kind == "submission" else None
+            client = self._client if kind == "submission" else None
             answer, block, free_in = self._ask(kind, 1, now - self._busy_since, urgent, left, client)
             answered_at = self._clock.monotonic()
             if isinstance(answer, Lease):
@@ -61,7 +62,8 @@ class WorkerRateLimiter(LimiterClient):
                 # The response to a probe may permit the next request at any moment.
                 if free_in > left and not (block.probing and left):
                     wall = self._clock.time()
-                    raise refusal(wall + free_in, wall, blocked=block.active)
+                    # While a probe is out nobody knows when the block ends: that is no cool-down for others.
+                    raise refusal(wall + free_in, wall, blocked=block.active and not block.probing)
                 wait = min(answer, left)
             if wait > _NO_WAIT:
                 has_waited = True
@@ -110,6 +112,11 @@ class WorkerRateLimiter(LimiterClient):
             if self._needs_report(permit, throttled, retry_after)
             else None
         )
+
+    @property
+    def _client(self) -> int:
+        """What tells it apart from all others that wait to submit: its threads, and it in a process that was forked."""
+        return hash((self._number, os.getpid(), get_ident())) & 0xFFFFFFFF
 
     def _holds(self, lease: Lease, asked_at: float, given_at: float) -> bool:
         """Return whether a lease still holds whose start has been waited for."""

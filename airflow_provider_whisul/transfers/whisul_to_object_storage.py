@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
-from airflow.providers.common.compat.sdk import AirflowException, BaseOperator
+from airflow.providers.common.compat.sdk import AirflowException, AirflowSkipException, BaseOperator
 
 from airflow_provider_whisul.api.connection import DEFAULT_CONN_ID
 from airflow_provider_whisul.api.models import Song
@@ -27,12 +27,7 @@ from airflow_provider_whisul.operators.job_finder import JobFinder
 from airflow_provider_whisul.operators.lineage import LineageMixin, lineage_of_stored_songs
 from airflow_provider_whisul.retry_policy import set_default_retry_policy
 from airflow_provider_whisul.storage.destination import check_before_rendering
-from airflow_provider_whisul.storage.manifest import (
-    Manifest,
-    StoredSong,
-    is_of_same_task,
-    manifest_name,
-)
+from airflow_provider_whisul.storage.manifest import Manifest, StoredSong, is_of_same_task, manifest_name
 from airflow_provider_whisul.storage.media_types import Role
 from airflow_provider_whisul.storage.songs import URL_FIELDS, merge_songs, read_songs, song_name
 from airflow_provider_whisul.storage.urls import MediaAccess
@@ -162,6 +157,8 @@ class WhisulToObjectStorageOperator(LineageMixin, WhisulTaskMixin, BaseOperator)
         songs, skipped = read_songs(self.songs)
         for skipped_song in skipped:
             self.log.warning("Skipped %r: %s", excerpt(skipped_song["prompt"] or ""), skipped_song["error"])
+        if skipped and not songs and isinstance(self.songs, Mapping) and self.trigger_rule == "all_success":
+            raise AirflowSkipException("This song failed, which the task before this one allows. Nothing was stored.")
         if skipped and not songs:
             # With trigger_rule="all_done" a night without a single song would be a success.
             raise WhisulInvalidInputError(

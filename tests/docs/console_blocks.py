@@ -44,7 +44,7 @@ ELSEWHERE = {
     r"grep -l '\"task_id\": \"song\"' whisul_state/records/\*\.json$": "tests/unit/state/test_folder_state_store.py",
 }
 
-TIMEOUT = 100
+TIMEOUT = 250
 _CONNECTION = re.compile(r"export (AIRFLOW_CONN_\w+)=")
 
 

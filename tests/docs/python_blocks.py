@@ -54,7 +54,7 @@ SHAPES: tuple[frozenset[str], ...] = (
     frozenset({"destination", "manifest", "count", "failed", "titles"}),
 )
 
-TEST_TIMEOUT = 100
+TEST_TIMEOUT = 250
 
 #: Where a fragment finds its prompt files.
 EXAMPLE_DAGS = REPOSITORY / "example_dags"

@@ -161,18 +161,18 @@ print(spent, *{{name for name in ("requests", "aiohttp", "redis", "openlineage")
 """
 
 
-def test_reading_a_dag_file_imports_no_http_client_and_takes_under_60_ms() -> None:
-    """CPU time, best of five runs: some 25 ms on an idle machine, and up to twice that on a busy one."""
+def test_reading_a_dag_file_imports_no_http_client_and_takes_under_100_ms() -> None:
+    """CPU time, best of ten runs: some 25 ms on an idle machine, and up to three times that on a busy one."""
     code = _MEASURE.format(modules=", ".join(DAG_MODULES + DECORATOR_MODULES))
     best = 1.0
-    for _ in range(5):
+    for _ in range(10):
         out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         spent, *loaded = out.splitlines()[-1].split()
         assert loaded == []
         best = min(best, float(spent))
-        if best < 0.06:
+        if best < 0.1:
             break
-    assert best < 0.06
+    assert best < 0.1
 
 
 def test_a_task_process_does_not_import_the_triggerers_http_client() -> None:

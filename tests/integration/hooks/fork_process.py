@@ -2,23 +2,23 @@
 A process that uses a hook, forks, and uses it in its child.
 
 ``python -m tests.integration.hooks.fork_process`` prints a line for each use of the asynchronous hook.
-With the argument ``worker`` it uses the other one, and prints over how many connections each process has sent.
+With the argument ``worker`` it uses the other one, and prints over how many connections each process has sent. With
+``locked`` the fork comes while the rate limiter's lock is held.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import socket
 import sys
-from dataclasses import replace
 
-from airflow_provider_whisul.clock import SYSTEM_CLOCK
-from airflow_provider_whisul.hooks import bounded_session
+from airflow_provider_whisul.hooks import bounded_session, whisul
 from airflow_provider_whisul.hooks.whisul import WhisulHook
 from airflow_provider_whisul.hooks.whisul_async import WhisulAsyncHook
-from tests.support.clock import NOON
+from airflow_provider_whisul.rate_limit.fallback_store import FallbackStore
 
 
 def use(hook: WhisulAsyncHook, who: str) -> None:
@@ -39,8 +39,9 @@ def use_on_worker() -> None:
             return super()._new_conn()
 
     bounded_session._Pool.ConnectionCls = Counted
-    # A connection is also replaced after some seconds, which do not pass here.
-    hook = WhisulHook(clock=replace(SYSTEM_CLOCK, time=lambda: NOON))
+    # A connection is also replaced after some seconds.
+    whisul.IDLE_SECONDS = math.inf
+    hook = WhisulHook()
 
     def use(who: str) -> None:
         nonlocal connections
@@ -61,6 +62,24 @@ def use_on_worker() -> None:
             os._exit(0)
 
 
+def use_while_locked() -> None:
+    """Fork while another thread is in the middle of a decision of the rate limiter, and submit in the child."""
+    hook = WhisulHook()
+    hook.generate("a song of the parent")
+    store = hook._rate_limiter.store
+    assert isinstance(store, FallbackStore)
+    with store._lock:
+        pid = os.fork()
+        if not pid:
+            signal.alarm(40)
+            try:
+                hook.generate("a song of the child")
+                os.write(1, b"child: submitted\n")
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+
+
 def main() -> None:
     """Use a hook before and after a fork, and a new one after it."""
     hook = WhisulAsyncHook()
@@ -79,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    use_on_worker() if "worker" in sys.argv else main()
+    {"worker": use_on_worker, "locked": use_while_locked}.get(sys.argv[-1], main)()

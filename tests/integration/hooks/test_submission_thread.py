@@ -397,6 +397,13 @@ def test_a_process_that_was_forked_submits_and_polls_with_the_hook_of_before_and
     assert len(sandbox.jobs) == len(users)
 
 
+def test_a_process_that_was_forked_in_the_middle_of_a_decision_does_not_wait_for_its_lock(sandbox: Sandbox) -> None:
+    command = [sys.executable, "-m", "tests.integration.hooks.fork_process", "locked"]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=True)
+    assert "child: submitted" in ended.stdout.splitlines()
+    assert len(sandbox.jobs) == 2
+
+
 def test_a_process_that_was_forked_does_not_send_over_a_connection_of_the_one_before(sandbox: Sandbox) -> None:
     """Else each of the two could be given the response to the other's submission, which is paid for."""
     command = [sys.executable, "-m", "tests.integration.hooks.fork_process", "worker"]

@@ -80,14 +80,21 @@ def test_earlier_tries_count_and_so_do_prompts_that_are_no_longer_in_the_list(si
     simulate(main)
 
 
-def test_new_takes_of_a_cleared_task_count(simulate: Simulate) -> None:
+def test_a_task_that_is_cleared_after_its_songs_makes_new_ones_of_all_prompts_or_of_none(simulate: Simulate) -> None:
+    """Some of them would replace all the songs that are there in XCom, and in the manifest of a transfer after it."""
+
     async def main(make: MakeBatch) -> None:
         batch = make(numbered_prompts(2), max_submissions=3)
         await batch.attempt()
         batch.clear()
-        with pytest.raises(WhisulBudgetExceededError, match="1 of 2 songs failed"):
-            await batch.attempt()
-        assert sum(batch.posts().values()) == 3
+        for _ in range(2):
+            with pytest.raises(WhisulBudgetExceededError, match="set max_submissions to 4 or more") as caught:
+                await batch.attempt()
+            assert "Nothing was submitted" in str(caught.value)
+        assert sum(batch.posts().values()) == 2
+        batch.arguments["max_submissions"] = 4
+        assert {result["status"] for result in await batch.attempt()} == {"completed"}
+        assert sum(batch.posts().values()) == 4
 
     simulate(main)
 

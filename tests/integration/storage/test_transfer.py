@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowSkipException
 from fsspec.implementations.local import LocalFileSystem
 
 from airflow_provider_whisul.exceptions import (
@@ -144,6 +145,17 @@ class TestSongsFromUpstreamTasks:
     ) -> None:
         with pytest.raises(WhisulInvalidInputError, match="There is no song to store"):
             transfer(songs)
+        assert not folder.exists() or not list(folder.iterdir())
+
+    @pytest.mark.parametrize("trigger_rule", ["all_success", "all_done"])
+    def test_a_mapped_transfer_of_a_song_that_failed_is_skipped_where_the_batch_has_succeeded(
+        self, transfer: Transfer, folder: Path, trigger_rule: str
+    ) -> None:
+        """With another trigger rule the batch may have failed, and such a run must not succeed."""
+        expected = AirflowSkipException if trigger_rule == "all_success" else WhisulInvalidInputError
+        failed = {"status": "failed", "job_id": None, "prompt": "a waltz", "song": None, "error": "It failed."}
+        with pytest.raises(expected, match="Nothing was stored"):
+            transfer(failed, trigger_rule=trigger_rule)
         assert not folder.exists() or not list(folder.iterdir())
 
     def test_a_transfer_of_an_empty_list_stores_nothing_and_succeeds(self, transfer: Transfer) -> None:

@@ -59,6 +59,8 @@ def test_the_ceiling_rises_as_the_page_says() -> None:
 
 def test_a_block_begins_with_the_step_that_the_page_says() -> None:
     for seconds, step in ((1.0, 3), (299.0, 3), (300.0, 2), (599.0, 2), (600.0, 1), (3_000.0, 0)):
-        law = Block(began=0.0, step=3)
+        law = Block(throttled_at=0.0, step=3)
+        # A response that asks all requests to wait is no 429.
+        law.wait(seconds - 0.5, 3.0)
         law.start(seconds, last_request=1)
         assert law.step == step

@@ -343,6 +343,21 @@ def test_a_store_that_has_lost_its_data_is_told_the_rate_even_where_a_new_proces
     assert found[1:] == ([61], 50)
 
 
+def test_processes_that_tell_a_store_that_has_lost_its_data_keep_the_interval(
+    store: FallbackStore, primary: UnsteadyStore, clock: FakeClock
+) -> None:
+    other = FallbackStore(primary, MemoryStore(clock.clock), clock.clock)
+    # Each knows of later requests than the one before it.
+    for one in (store, other, other, other):
+        one.update(ask)
+        clock.now += 10
+    primary.limiter = RateLimiter()
+    first, second = store.update(ask), other.update(ask)
+    assert isinstance(first, Lease)
+    assert isinstance(second, Lease)
+    assert second.delay - first.delay == pytest.approx(first.interval)
+
+
 def test_a_store_that_was_away_and_has_lost_nothing_keeps_what_others_have_learnt_there(
     store: FallbackStore, primary: UnsteadyStore, clock: FakeClock
 ) -> None:

@@ -207,6 +207,14 @@ def test_a_pause_begins_a_block_that_lasts_at_least_so_long() -> None:
     assert client.take().probe
 
 
+def test_a_pause_long_after_a_long_block_lasts_no_longer_than_it_says() -> None:
+    client = throttled_client()
+    client.trip(failed_probes=4)
+    client.now += 100
+    client.limiter.pause(client.now, 1.0)
+    assert client.cooldown == pytest.approx(1.0)
+
+
 def test_a_pause_during_a_block_prolongs_it_and_never_shortens_it() -> None:
     client = throttled_client()
     client.limiter.pause(client.now, 2)

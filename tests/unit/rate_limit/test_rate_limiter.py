@@ -337,3 +337,18 @@ def test_a_state_of_another_version_or_with_another_field_is_a_new_rate_limiter(
     assert RateLimiter.from_dict({**state, "version": STATE_VERSION + 1}) == RateLimiter()
     assert RateLimiter.from_dict({**state, "more": 1}) == RateLimiter()
     assert RateLimiter.from_dict(state) != RateLimiter()
+
+
+@pytest.mark.parametrize("limit", [0.001, 1e-6])
+def test_a_limit_that_was_far_too_low_is_forgotten_once_nobody_sets_it(limit: float) -> None:
+    limiter = RateLimiter(limit)
+    limiter.acquire(NOW, "poll")
+    limiter = RateLimiter.from_dict(limiter.as_dict())
+    limiter.configure(None)
+    assert limiter.throttle.rate == MIN_RATE
+
+
+def test_a_rate_that_cannot_be_divided_by_is_that_of_a_damaged_store() -> None:
+    state = RateLimiter().as_dict()
+    state["throttle"]["rate"] = 5e-324  # type: ignore[index]
+    assert RateLimiter.from_dict(state) == RateLimiter()

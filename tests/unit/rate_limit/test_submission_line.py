@@ -146,6 +146,16 @@ def test_those_that_wait_for_the_response_to_a_probe_ask_every_second_in_turn() 
 # --- the places
 
 
+def test_a_place_that_was_given_before_the_clock_was_put_back_delays_no_poll() -> None:
+    limiter = RateLimiter(1.0)
+    limiter.acquire(NOW, "submission")
+    limiter.acquire(NOW, "submission", client=1, max_ahead=0.0)
+    assert limiter.line.places
+    hour_before = NOW - 3_600
+    limiter.acquire(hour_before, "poll")
+    assert limiter.submissions_press_until <= hour_before + PLACE_SECONDS + 1
+
+
 def test_a_place_is_kept_while_its_client_asks_in_time() -> None:
     line = SubmissionLine()
     for client in (7, 8, 9):
@@ -263,5 +273,5 @@ def test_a_state_of_the_version_before_is_a_new_rate_limiter_and_stays_where_it_
     settings = replace(account_settings(0.5))
     state = RateLimiter().as_dict()
     del state["line"]
-    assert RateLimiter.from_dict({**state, "version": 2}) == RateLimiter()
-    assert "v3-" in FileStore(settings, clock.clock).path.name
+    assert RateLimiter.from_dict({**state, "version": 3}) == RateLimiter()
+    assert "v4-" in FileStore(settings, clock.clock).path.name

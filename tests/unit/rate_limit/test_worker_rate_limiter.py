@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from threading import Thread
 
 import pytest
 
@@ -257,6 +259,37 @@ def test_a_refusal_for_the_rate_alone_tells_of_no_cooldown(store: CountingStore,
     with pytest.raises(WhisulRateLimitError) as raised:
         limiter.acquire("poll", 5)
     assert raised.value.cooldown is None
+
+
+def test_a_refusal_while_a_probe_is_out_tells_of_no_cooldown(store: CountingStore, clock: FakeClock) -> None:
+    """A trigger would pause the whole account for as long as the response to the probe may take."""
+    limiter = worker(store, clock)
+    limiter.on_response(limiter.acquire("poll", 60), throttled=True)
+    assert limiter.acquire("poll", 60).probe
+    with pytest.raises(WhisulRateLimitError) as raised:
+        worker(store, clock).acquire("poll", 5)
+    assert raised.value.cooldown is None
+
+
+def test_threads_and_forked_processes_have_places_of_their_own_in_the_line(
+    store: CountingStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limiter = worker(store, clock, 0.2)
+    limiter.acquire("submission", 60)
+
+    def wait() -> None:
+        with pytest.raises(WhisulRateLimitError):
+            limiter.acquire("submission", 0.0)
+
+    wait()
+    wait()
+    thread = Thread(target=wait)
+    thread.start()
+    thread.join()
+    with monkeypatch.context() as forked:
+        forked.setattr(os, "getpid", lambda: -1)
+        wait()
+    assert len(store.limiter.line.places) == 3
 
 
 # --- the store, and the clocks
