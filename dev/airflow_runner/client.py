@@ -208,7 +208,7 @@ class AirflowClient:
             return {"SchedulerJob", "TriggererJob"} <= alive
         try:
             self._session.get(f"{self.ui_url}/api/v2/version", timeout=10)
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             return False
         health = self._request("GET", "/monitor/health")
         return all(health[part]["status"] == "healthy" for part in ("scheduler", "triggerer", "dag_processor"))
@@ -260,7 +260,7 @@ class AirflowClient:
                 raise KeyError(key)
             return json.loads(rows[0][0])
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
-        response = self._send("GET", path, params={"map_index": map_index})
+        response = self._response("GET", path, params={"map_index": map_index})
         if response.status_code == 404:
             raise KeyError(key)
         response.raise_for_status()
@@ -311,12 +311,16 @@ class AirflowClient:
             self._session.headers["Authorization"] = f"Bearer {self.token(self._login)}"
         return self._session.request(method, f"{self.ui_url}/api/v2{path}", timeout=60, **options)
 
-    def _request(self, method: str, path: str, **options: Any) -> Any:
+    def _response(self, method: str, path: str, **options: Any) -> requests.Response:
         for _ in range(MAX_BUSY_TRIES):
             # What Airflow responds where SQLite has been locked for five seconds. It has rolled back what it did.
             if (response := self._send(method, path, **options)).status_code != 500:
                 break
             time.sleep(CHECK_SECONDS)
+        return response
+
+    def _request(self, method: str, path: str, **options: Any) -> Any:
+        response = self._response(method, path, **options)
         if not response.ok:
             raise LocalAirflowError(f"{method} {path}: the response was {response.status_code}: {response.text[:500]}")
         return response.json()

@@ -105,7 +105,7 @@ class LocalAirflow(AirflowClient):
         for process in self._processes.values():
             process.check()
 
-    def wait_for_dags(self, *dag_ids: str, timeout: float = 60.0) -> None:
+    def wait_for_dags(self, *dag_ids: str, timeout: float = START_SECONDS) -> None:
         """
         Wait until Airflow has read DAGs.
 
@@ -116,7 +116,7 @@ class LocalAirflow(AirflowClient):
             lambda: all(self.has_dag(dag_id) for dag_id in dag_ids), timeout, f"the DAGs {', '.join(dag_ids)}"
         )
 
-    def wait_for_scheduled_run(self, dag_id: str, timeout: float = 60.0) -> str:
+    def wait_for_scheduled_run(self, dag_id: str, timeout: float = START_SECONDS) -> str:
         """
         Wait until the scheduler has made a run of an unpaused DAG.
 

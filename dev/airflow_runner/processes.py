@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -144,10 +145,15 @@ def run_python(name: str, arguments: Sequence[str], env: Mapping[str, str]) -> s
 
 
 def free_port() -> int:
-    """Return a TCP port on loopback that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """
+    Return a TCP port on loopback that nothing listens on.
+
+    It is none of those that the system gives to connections: until it is listened on, any process could be given it.
+    """
+    while True:
+        port = 10_000 + secrets.randbelow(20_000)
+        if is_free(port):
+            return port
 
 
 def is_free(port: int) -> bool:

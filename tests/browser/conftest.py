@@ -23,7 +23,7 @@ THOUSAND = 1_000
 def env() -> Iterator[Environment]:
     from playwright.sync_api import expect
 
-    expect.set_options(timeout=30_000)
+    expect.set_options(timeout=60_000)
     with start_environment() as started:
         yield started
 

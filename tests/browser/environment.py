@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 #: Roles by user. The admin may see everything, the viewer all but the secret DAG, the guest also no XComs.
 USERS = {"admin": "admin", "viewer": "viewer", "guest": "viewer"}
-RUN_TIMEOUT = 150.0
+RUN_TIMEOUT = 300.0
 #: Where browsers reach the songs that were stored. A test says what is there.
 STORED_URL = "http://songs.test/stored"
 #: What a song costs.
@@ -62,6 +62,8 @@ class Environment:
     def open_window(self, user: str | None, **options: Any) -> BrowserContext:
         """Open a browser window in which a user is logged in, or none."""
         context = self.browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        # A busy machine may need longer than the half minute of the default.
+        context.set_default_timeout(60_000)
         if user is not None:
             token = self.airflow.token((user, self.passwords[user]))
             context.add_cookies([{"name": "_token", "value": token, "url": self.airflow.ui_url}])

@@ -160,8 +160,9 @@ def kill_a_worker(night: Night) -> Iterator[None]:
         polled = {songs_by_job[job_id] for job_id in night.polls()}
         for worker, songs in by_worker.items():
             if ("batch", -1) in songs and polled & set(songs):
-                night.worker_killed_at = time.time()
                 worker.kill9()
+                # Not before: until then it submits and polls.
+                night.worker_killed_at = time.time()
                 night.victims = songs
                 return
 
@@ -194,8 +195,8 @@ def kill_a_triggerer(night: Night) -> Iterator[None]:
         for triggerer, songs in waiting.items():
             enough = len(songs) > 1 or not mapped_left
             if ("batch", -1) in songs and enough and night.polled("batch") > BATCH // 10:
-                night.triggerer_killed_at = time.time()
                 night.airflow.triggerer_of(triggerer).kill9()
+                night.triggerer_killed_at = time.time()
                 night.orphans = songs
                 return
 

@@ -73,6 +73,8 @@ def statsd() -> Iterator[tuple[int, Counter[str]]]:
     """Listen to what Airflow tells StatsD; yield the port, and how often each metric of ours has come."""
     metrics: Counter[str] = Counter()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        # What comes while this machine stands still is kept.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         listener.bind(("127.0.0.1", 0))
 
         def listen() -> None:
@@ -120,10 +122,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
             "AIRFLOW_VAR_WHISUL_ASK_ABOVE": str(people.ASK_ABOVE),
             "AIRFLOW_VAR_WHISUL_SONGS_A_NIGHT": str(BATCH_SONGS),
             "AIRFLOW__METRICS__STATSD_ON": "True",
+            # Airflow's own are many: a listener that is late would lose some of ours among them.
+            "AIRFLOW__METRICS__METRICS_ALLOW_LIST": "whisul",
             "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
             "AIRFLOW__METRICS__STATSD_PORT": str(port),
             "AIRFLOW_VAR_WHISUL_SONGS_FOLDER": kept.as_uri(),
             "AIRFLOW__OPENLINEAGE__DISABLED": "False",
+            # On a busy machine an event takes longer than the ten seconds of the default, and would be given up.
+            "AIRFLOW__OPENLINEAGE__EXECUTION_TIMEOUT": "120",
+            "AIRFLOW__CORE__TASK_SUCCESS_OVERTIME": "120",
             "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps({"type": "file", "log_file_path": str(lineage / "event")}),
         }
         with_partitions = Version("3.3") <= AIRFLOW

@@ -16,7 +16,7 @@ from tests.e2e.conftest import BATCH_SONGS, KEEP, ONE_SONG, THOUSAND, Finished
 pytestmark = pytest.mark.timeout(900)
 
 Event = dict[str, Any]
-TIMEOUT = 60.0
+TIMEOUT = 180.0
 
 
 def _events(folder: Path) -> Iterator[Event]:

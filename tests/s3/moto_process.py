@@ -29,4 +29,4 @@ def moto_server() -> Iterator[str]:
         yield endpoint
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)

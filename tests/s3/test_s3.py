@@ -130,7 +130,7 @@ def test_two_tries_of_one_task_at_once_both_succeed(make_songs: MakeSongs, trans
     start = threading.Barrier(2)
 
     def run(number: int) -> Any:
-        start.wait(10)
+        start.wait(60)
         return transfer(songs)
 
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""A Redis of a test's own, which the test may kill, stop and fill."""
+"""A Redis of a test's own, which the test may kill, stop and fill; and the way to it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from airflow_provider_whisul.rate_limit.redis_connection import RedisSettings
+from dev.airflow_runner.processes import free_port
+from tests.support.servers import RawServer
+from tests.support.soon import wait_until
 
 BINARY = shutil.which("redis-server")
-
-
-def free_port() -> int:
-    """Return a port of this machine that nobody listens at."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 class RedisServer:
@@ -59,15 +56,16 @@ class RedisServer:
 
     def start(self) -> None:
         """Start it, empty, and wait until it answers."""
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        for _ in range(500):
-            assert self._process.poll() is None, "The Redis has not started."
+        self._process = process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+
+        def answers() -> bool:
+            assert process.poll() is None, "The Redis has not started."
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as connection:
                 connection.sendall(b"PING\r\n")
-                if connection.recv(100):
-                    return
-            time.sleep(0.01)
-        raise AssertionError("The Redis does not answer.")
+                return bool(connection.recv(100))
+            return False
+
+        wait_until(answers)
 
     def kill(self) -> None:
         """End it at once, with all that it holds."""
@@ -84,3 +82,35 @@ class RedisServer:
         """Let it continue."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
+
+
+class Firewall(RawServer):
+    """
+    The way to a Redis. Where it forgets a connection, what is sent on that from then on is lost without a word.
+
+    :param redis: The Redis.
+    """
+
+    def __init__(self, redis: RedisSettings) -> None:
+        super().__init__(self._forward)
+        self._redis = redis
+        self._forgotten: set[socket.socket] = set()
+        self._known: set[socket.socket] = set()
+
+    @property
+    def settings(self) -> RedisSettings:
+        """How to reach the Redis behind it."""
+        return replace(self._redis, port=self.port)
+
+    def forget(self) -> None:
+        """Forget the connections that there are."""
+        self._forgotten |= self._known
+
+    def _forward(self, connection: socket.socket, request: bytes) -> None:
+        self._known.add(connection)
+        with socket.create_connection((self._redis.host, self._redis.port)) as upstream:
+            while request:
+                if connection not in self._forgotten:
+                    upstream.sendall(request)
+                    connection.sendall(upstream.recv(1 << 16))
+                request = connection.recv(1 << 16)

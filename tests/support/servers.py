@@ -126,7 +126,7 @@ class RawServer:
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, suppress(OSError):
-            connection.settimeout(5)
+            connection.settimeout(60)
             self.requests.append(connection.recv(1 << 16))
             self._answer(connection, self.requests[-1])
 

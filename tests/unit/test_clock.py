@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import threading
+from concurrent.futures import Future
 from contextvars import ContextVar
+from types import FrameType
 
 import pytest
 
@@ -49,12 +52,21 @@ def test_what_a_signal_raises_cancels_the_coroutine_and_is_raised_whatever_runs_
     cancelled = []
 
     async def wait() -> None:
+        while not main_thread_waits():
+            await asyncio.sleep(0)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
         try:
             # Other coroutines run when the signal comes. It must end none of them in place of this one.
             await asyncio.gather(*(asyncio.sleep(FOR_EVER) for _ in range(100)), run_often())
         except asyncio.CancelledError:
             cancelled.append(threading.current_thread())
             raise
+
+    def main_thread_waits() -> bool:
+        frame: FrameType | None = sys._current_frames()[threading.main_thread().ident or 0]
+        while frame is not None and frame.f_code is not Future.result.__code__:
+            frame = frame.f_back
+        return frame is not None
 
     async def run_often() -> None:
         while True:
@@ -64,9 +76,8 @@ def test_what_a_signal_raises_cancels_the_coroutine_and_is_raised_whatever_runs_
         raise OverTime
 
     before = signal.signal(signal.SIGALRM, raise_over_time)
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
         with pytest.raises(OverTime):
             run_in_event_loop(wait())
     finally:
@@ -74,4 +85,4 @@ def test_what_a_signal_raises_cancels_the_coroutine_and_is_raised_whatever_runs_
         signal.signal(signal.SIGALRM, before)
     assert len(cancelled) == 1
     assert cancelled[0] is not threading.main_thread()
-    assert threading.active_count() == threads
+    assert set(threading.enumerate()) <= threads

@@ -84,7 +84,7 @@ class CrashTests:
         for task_id in {row.task_id for row in stage.table}:
             # A try that re-attaches cannot know when the killed try before it polled last. The trigger of a cleared one
             # polls until Airflow has ended it.
-            grace = 10 if task_id in CLEARED else 0
+            grace = 30 if task_id in CLEARED else 0
             ended = stage.ended[task_id] + [kill["at"] for kill in stage.kills() if kill["task_id"] == task_id]
             polls: dict[str | None, list[float]] = defaultdict(list)
             for poll in stage.polls(task_id):

@@ -39,8 +39,9 @@ SCHEDULER_KILLED, TRIGGERER_KILLED = "whisul_scheduler_killed", "whisul_triggere
 OUTAGE_SECONDS = 60.0
 TIMEOUT = 600.0
 
-#: Seconds that a request may take. A try after a lost response waits five more than that.
-REQUEST_TIMEOUT = 5
+#: Seconds that a request may take, longer than a busy machine stands still: a submission that is given up is paid for
+#: again. A try after a lost response waits five more than that.
+REQUEST_TIMEOUT = 15
 
 #: What the tasks of each sandbox do beside what the others do, as the extra of its Airflow connection.
 EXTRAS: dict[str, dict[str, object]] = {
@@ -313,8 +314,10 @@ def kill_the_scheduler(stage: Stage) -> Iterator[None]:
     stage.start(SCHEDULER_KILLED)
     while not stage.is_polled("scheduler_deferred", "scheduler_on_worker"):
         yield
+    stage.airflow.process("scheduler").kill9()
+    # Not before: until then its worker may poll.
     stage.ended["scheduler_on_worker"].append(time.time())
-    stage.airflow.process("scheduler").restart()
+    stage.airflow.process("scheduler").start()
     # Only now, since the workers were killed with the scheduler.
     if KEY_REVOKED in stage.table:
         stage.start(OUTAGE)
@@ -331,9 +334,10 @@ def kill_the_triggerer(stage: Stage) -> Iterator[None]:
     stage.start(TRIGGERER_KILLED)
     while not stage.is_polled(*TRIGGERED):
         yield
+    stage.airflow.process("triggerer").kill9()
     for task_id in TRIGGERED:
         stage.ended[task_id].append(time.time())
-    stage.airflow.process("triggerer").restart()
+    stage.airflow.process("triggerer").start()
     while not stage.is_over(*TRIGGERED):
         yield
 

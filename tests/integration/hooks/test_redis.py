@@ -28,6 +28,12 @@ from tests.support.redis_server import RedisServer
 
 
 @pytest.fixture
+def sandbox(start_sandbox: Callable[..., Sandbox]) -> Sandbox:
+    """A sandbox whose blocks outlast each test, however slow this machine is."""
+    return start_sandbox(block_seconds=300.0, retry_after=True)
+
+
+@pytest.fixture
 def redis(tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
     """A Redis that the connection of the sandbox names."""
     server = RedisServer(tmp_path)

@@ -11,10 +11,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from airflow_provider_whisul.api import transport
 from airflow_provider_whisul.api.connection import ConnectionSettings
 from airflow_provider_whisul.exceptions import (
     WhisulAmbiguousSubmitError,
@@ -101,7 +103,8 @@ class TestTime:
 
     def test_a_response_whose_body_drips_is_given_up_in_time(self, monkeypatch: pytest.MonkeyPatch, poll: Poll) -> None:
         with RawServer(drip(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n")) as server:
-            connect(monkeypatch, server.base_url, timeout=0.5)
+            # Enough for a header that comes late.
+            connect(monkeypatch, server.base_url, timeout=2)
             with soon(), pytest.raises(WhisulResponseError, match="broke off"):
                 poll()
 
@@ -126,18 +129,20 @@ class TestTime:
 
     def test_a_submission_whose_response_drips_is_ambiguous(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with RawServer(drip(b"HTTP/1.1 202 Acc")) as server:
-            connect(monkeypatch, server.base_url, timeout=0.5)
+            connect(monkeypatch, server.base_url, timeout=2)
             with soon(), pytest.raises(WhisulAmbiguousSubmitError, match="may have arrived"):
                 submit()
 
     def test_each_request_on_a_kept_connection_has_the_whole_time(
         self, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        connect(monkeypatch, sandbox.base_url, timeout=2)
+        ahead = 0.0
+        monkeypatch.setattr(transport, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + ahead))
+        connect(monkeypatch, sandbox.base_url, timeout=30)
         hook = WhisulHook(clock=FakeClock().clock)
         job_id = hook.generate("a song")
         for _ in range(3):
-            time.sleep(0.75)
+            ahead += 20
             assert hook.get_job(job_id, retry=False).status == "running"
         assert len({request.connection for request in sandbox.requests}) == 1
 
@@ -154,7 +159,8 @@ class TestTime:
                 (socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in ("127.0.0.2", "127.0.0.1")
             ]
             monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: addresses)
-            connect(monkeypatch, f"http://localhost:{port}/api", timeout=1)
+            # Half of it is for the first address. The other one may be late.
+            connect(monkeypatch, f"http://localhost:{port}/api", timeout=4)
             with soon(), pytest.raises(WhisulJobNotFoundError):
                 poll_in_worker()
             for waiting in full_up:
@@ -184,7 +190,7 @@ class TestEchoes:
         self, monkeypatch: pytest.MonkeyPatch, poll: Poll, echo: bytes, all_logs: list[str]
     ) -> None:
         with RawServer(lambda connection, _: connection.sendall(echo.replace(b"%s", KEY.encode()))) as server:
-            connect(monkeypatch, server.base_url, timeout=2)
+            connect(monkeypatch, server.base_url)
             with pytest.raises(WhisulError) as caught:
                 poll()
         assert f"Bearer {KEY}".encode() in server.requests[0]
@@ -196,7 +202,7 @@ class TestEchoes:
     def test_a_submission_with_such_a_response_is_ambiguous(self, monkeypatch: pytest.MonkeyPatch, echo: str) -> None:
         answer = ECHOES[echo].replace(b"%s", KEY.encode())
         with RawServer(lambda connection, _: connection.sendall(answer)) as server:
-            connect(monkeypatch, server.base_url, timeout=2)
+            connect(monkeypatch, server.base_url)
             with pytest.raises(WhisulAmbiguousSubmitError, match="may have been paid for") as caught:
                 submit()
         assert len(server.requests) == 1

@@ -34,7 +34,9 @@ from airflow_provider_whisul.rate_limit.limiter_client import CHECK_INTERVAL
 from airflow_provider_whisul.rate_limit.throttle import INITIAL_RATE
 from airflow_provider_whisul.sandbox import Sandbox
 from tests.support.clock import NOON, FakeClock
+from tests.support.redis_server import free_port
 from tests.support.servers import Proxy
+from tests.support.soon import wait_until
 
 StartSandbox = Callable[..., Sandbox]
 
@@ -51,12 +53,6 @@ def statuses(sandbox: Sandbox, method: str) -> list[int | None]:
 def pauses(sandbox: Sandbox) -> list[float]:
     """Return the seconds between one request and the next."""
     return [after.at - before.at for before, after in pairwise(sandbox.requests)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def connect(monkeypatch: pytest.MonkeyPatch, host: str, **extra: object) -> None:
@@ -192,9 +188,11 @@ class TestGenerate:
     def test_does_not_send_a_submission_again_after_a_time_out(
         self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        connect(monkeypatch, sandbox.base_url, timeout=0.2)
+        connect(monkeypatch, sandbox.base_url, timeout=1)
         with pytest.raises(WhisulAmbiguousSubmitError, match="may have arrived"):
-            hook.generate("a song [sandbox:post-slow=2]")
+            hook.generate("a song [sandbox:post-slow=60]")
+        # A sandbox that is late has not read it yet.
+        wait_until(lambda: sandbox.requests)
         assert len(sandbox.requests) == 1
         assert clock.slept == []
 
@@ -316,7 +314,7 @@ class TestGetJob:
 
         thread = threading.Thread(target=trickle)
         thread.start()
-        connect(monkeypatch, f"http://127.0.0.1:{server.getsockname()[1]}/api", timeout=0.3)
+        connect(monkeypatch, f"http://127.0.0.1:{server.getsockname()[1]}/api", timeout=2)
         try:
             with pytest.raises(WhisulResponseError, match="broke off"):
                 hook.get_job("some-job", retry=False)

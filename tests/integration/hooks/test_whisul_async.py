@@ -108,7 +108,7 @@ def test_both_clients_raise_the_same_error_for_a_response(
 def test_a_time_out_is_a_connection_error(
     sandbox: Sandbox, submit: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job_id = submit("a song [sandbox:get-slow=2]")
+    job_id = submit("a song [sandbox:get-slow=60]")
     connect(monkeypatch, sandbox.base_url, timeout=0.2)
     with pytest.raises(WhisulConnectionError, match="No response to GET"):
         run(WhisulAsyncHook().get_job(job_id))
@@ -176,7 +176,7 @@ class TestSharedSession:
     def test_the_session_is_closed_when_its_last_poll_is_cancelled(
         self, sandbox: Sandbox, submit: Callable[[str], str], recwarn: pytest.WarningsRecorder
     ) -> None:
-        job_id = submit("a song [sandbox:get-slow=5]")
+        job_id = submit("a song [sandbox:get-slow=60]")
 
         async def main() -> None:
             task = asyncio.create_task(WhisulAsyncHook().get_job(job_id))

@@ -21,6 +21,7 @@ from typing import Any
 
 from airflow_provider_whisul.exceptions import WhisulError
 from airflow_provider_whisul.hooks.whisul import WhisulHook
+from airflow_provider_whisul.ledger import ceiling
 from airflow_provider_whisul.ledger.account_ledger import AccountLedger
 from airflow_provider_whisul.ledger.submission_id import SubmissionId
 from airflow_provider_whisul.rate_limit import redis_store
@@ -66,6 +67,8 @@ def move_to_own_machine(machines: Path, number: int) -> None:
 
 def main() -> None:
     arguments = json.loads(Path(sys.argv[1]).read_text())
+    # A busy machine is no lock that cannot be had.
+    ceiling.LOCK_TIMEOUT = 60.0
     # What all processes need is loaded once, before they are forked.
     WhisulHook().settings  # noqa: B018
     closed_at_start, start = os.pipe()

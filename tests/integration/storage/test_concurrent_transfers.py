@@ -98,17 +98,17 @@ def test_a_try_that_removes_the_temporary_file_of_another_does_not_fail_it(
         put_file(self, path, to, **kwargs)
         if f"{ending}." in to and not writing.is_set():
             writing.set()
-            assert ended.wait(20)
+            assert ended.wait(60)
 
     monkeypatch.setattr(LocalFileSystem, "put_file", put_file_slowly)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(transfer, songs, max_concurrent_downloads=1)
-        assert writing.wait(20)
+        assert writing.wait(60)
         (temporary,) = [name for name in file_names(folder) if f"{ending}." in name]
         second = transfer(songs)
         assert temporary not in file_names(folder)
         ended.set()
-        assert first.result(20)["songs"] == second["songs"]
+        assert first.result(60)["songs"] == second["songs"]
     assert_complete(folder, second)
 
 

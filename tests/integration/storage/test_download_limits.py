@@ -96,7 +96,8 @@ class TestTime:
         host.responses["/song"] = DRIPS[where]
         with soon(), pytest.raises(WhisulMediaError, match=r"in 2 attempts: .*only \d+ bytes in \d s"):
             transfer(host.song())
-        assert len(host.requests) == 2
+        # A host that is late may not have read one yet.
+        assert len(host.requests) <= 2
 
     def test_a_tls_handshake_that_stalls_is_given_up(
         self, host: MediaHost, transfer: Transfer, monkeypatch: pytest.MonkeyPatch, silent_server: str
@@ -118,15 +119,27 @@ class TestTime:
             transfer(host.song(), max_audio_bytes=10**12)
 
     def test_a_song_that_hangs_does_not_hold_up_the_others(
-        self, host: MediaHost, transfer: Transfer, monkeypatch: pytest.MonkeyPatch
+        self, host: MediaHost, transfer: Transfer, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(watchdog, "STALL_SECONDS", 2)
+        others_are_stored = threading.Event()
+
+        def hang(handler: BaseHTTPRequestHandler) -> None:
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Drip: ")
+            while True:
+                handler.wfile.write(b"0")
+                time.sleep(0.02)
+                # Only then is it given up: none of the others is, however slow this machine is.
+                if len(list(folder.glob("*_job-*.json"))) == 20:
+                    others_are_stored.set()
+                    monkeypatch.setattr(watchdog, "STALL_SECONDS", 0.3)
+
         monkeypatch.setattr(downloader, "MAX_ATTEMPTS", 1)
-        host.responses |= {"/hangs": DRIPS["header"], "/song": respond(200, WAV)}
+        host.responses |= {"/hangs": hang, "/song": respond(200, WAV)}
         songs = [host.song("hangs", song_url=f"{host.url}/hangs"), *(host.song(f"job-{n}") for n in range(20))]
         manifest = transfer(songs, max_failures=1, max_concurrent_downloads=2)
         assert manifest["count"] == 20
         assert [failed["job_id"] for failed in manifest["failed"]] == ["hangs"]
+        assert others_are_stored.is_set()
 
 
 class TestAStoppedTaskEndsWithinSeconds:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -12,6 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow_provider_whisul.exceptions import WhisulMediaError
 from airflow_provider_whisul.sandbox import Sandbox
 from airflow_provider_whisul.storage import downloader, media_client, watchdog
+from airflow_provider_whisul.storage.partial_file import PartialFile
 from tests.integration.storage.helpers import (
     WAV,
     MakeSongs,
@@ -237,8 +240,15 @@ class TestSlowHosts:
     def test_a_download_that_stalls_is_given_up(
         self, host: MediaHost, transfer: Transfer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(watchdog, "STALL_SECONDS", 0.1)
-        monkeypatch.setattr(downloader, "MAX_ATTEMPTS", 2)
+        begin = PartialFile.begin
+
+        def begin_and_stall(partial: PartialFile, headers: Any, url: str) -> None:
+            begin(partial, headers, url)
+            # Not before, as the header may come late.
+            monkeypatch.setattr(watchdog, "STALL_SECONDS", 0.1)
+
+        monkeypatch.setattr(PartialFile, "begin", begin_and_stall)
+        monkeypatch.setattr(downloader, "MAX_ATTEMPTS", 1)
 
         def drip(handler: BaseHTTPRequestHandler) -> None:
             respond(200, WAV[:100], Content_Length=str(len(WAV)))(handler)
@@ -255,6 +265,8 @@ class TestSlowHosts:
     ) -> None:
         monkeypatch.setattr(media_client, "READ_TIMEOUT", 0.1)
         monkeypatch.setattr(downloader, "MAX_ATTEMPTS", 2)
-        host.responses["/song"] = lambda handler: time.sleep(0.3)
+        given_up = threading.Event()
+        host.responses["/song"] = lambda handler: given_up.wait(60) and None
         with pytest.raises(WhisulMediaError, match=r"no response from .*: (timed out|Timeout)"):
             transfer(host.song())
+        given_up.set()

@@ -121,7 +121,7 @@ def test_a_killed_process_leaves_no_incomplete_file_and_a_retry_downloads_only_w
     songs = [done, slow_to_cover, slow]
     stored = {f"{song_name(done)}.{kind}" for kind in ("json", "wav", "png")} | {f"{song_name(slow_to_cover)}.wav"}
     process = start_transfer(songs=songs, destination=f"file://{folder}")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 100
     while len(fetched(sandbox)) < 5 or file_names(folder) != stored:
         assert time.monotonic() < deadline
         assert process.poll() is None

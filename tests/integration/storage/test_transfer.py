@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
@@ -217,10 +218,14 @@ def test_max_concurrent_downloads_is_reached_and_not_exceeded(host: MediaHost, t
     # Those that have no response yet. After its last byte the client may send the next one before the host is done.
     waiting: set[int] = set()
     at_once: list[int] = []
+    reached = threading.Event()
 
     def serve(handler: BaseHTTPRequestHandler) -> None:
         waiting.add(id(handler))
         at_once.append(len(waiting))
+        if len(waiting) >= limit:
+            reached.set()
+        assert reached.wait(60)
         time.sleep(0.05)
         waiting.discard(id(handler))
         respond(200, WAV)(handler)

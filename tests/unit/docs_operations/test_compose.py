@@ -181,7 +181,7 @@ def test_the_page_has_a_value_for_each_variable_that_must_be_set() -> None:
 def test_the_command_of_the_page_writes_the_file_of_variables(tmp_path: Path) -> None:
     (command,) = re.findall(r"^printf .*?/\.env$", RUNNING, re.MULTILINE | re.DOTALL)
     (tmp_path / "docs" / "compose").mkdir(parents=True)
-    subprocess.run(["bash", "-euc", command], cwd=tmp_path, check=True, timeout=30)
+    subprocess.run(["bash", "-euc", command], cwd=tmp_path, check=True, timeout=60)
     lines = (tmp_path / "docs" / "compose" / ".env").read_text().splitlines()
     values = dict(line.split("=", 1) for line in lines)
     Fernet(values["FERNET_KEY"])
@@ -214,7 +214,7 @@ def test_docker_accepts_the_file() -> None:
     }
     docker = shutil.which("docker")
     compose = [docker or "docker", "compose"]
-    if docker is None or subprocess.run([*compose, "version"], capture_output=True, timeout=30).returncode:
+    if docker is None or subprocess.run([*compose, "version"], capture_output=True, timeout=60).returncode:
         return
     values = dict.fromkeys(re.findall(r"\$\{(\w+)", TEXT), "value")
     checked = subprocess.run(

@@ -453,7 +453,7 @@ def test_a_redis_that_is_killed_and_restarted_costs_no_block_and_no_decision(
 def test_a_redis_that_is_slow_costs_one_timeout_in_10_s(
     redis: RedisServer, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_store, "SOCKET_TIMEOUT", 1.0)
+    monkeypatch.setattr(redis_store, "SOCKET_TIMEOUT", 2.0)
     store = limiter_store(SETTINGS, redis.settings, clock.clock)
     store.update(block)
     redis.freeze()

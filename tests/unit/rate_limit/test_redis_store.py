@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from secrets import token_hex
@@ -29,7 +28,7 @@ from airflow_provider_whisul.rate_limit.limiter_store import DayIsFullError, Sto
 from airflow_provider_whisul.rate_limit.rate_limiter import RateLimiter
 from airflow_provider_whisul.rate_limit.redis_connection import RedisSettings
 from airflow_provider_whisul.rate_limit.redis_store import RedisStore
-from tests.support.redis_server import BINARY, RedisServer, free_port
+from tests.support.redis_server import BINARY, Firewall, RedisServer, free_port
 from tests.support.servers import RawServer
 from tests.support.soon import soon
 
@@ -138,9 +137,10 @@ def test_no_command_is_sent_that_older_servers_do_not_know() -> None:
 
 
 def test_the_time_is_that_of_the_server(new_store: Callable[[], RedisStore], client: Redis) -> None:
+    before, _ = client.time()
     now = new_store().update(lambda limiter, now: now)
-    seconds, _ = client.time()
-    assert seconds - 2 < now < seconds + 2
+    after, _ = client.time()
+    assert before <= now <= after + 1
 
 
 def test_a_clock_of_a_machine_that_is_an_hour_off_changes_nothing(
@@ -230,7 +230,9 @@ def test_a_decision_that_changes_nothing_writes_nothing(new_store: Callable[[], 
     assert client.ttl(store.key) == -1
 
 
-def test_threads_may_share_a_store(new_store: Callable[[], RedisStore]) -> None:
+def test_threads_may_share_a_store(new_store: Callable[[], RedisStore], monkeypatch: pytest.MonkeyPatch) -> None:
+    # A busy machine may let the others come first for seconds.
+    monkeypatch.setattr(redis_store, "CONFLICT_TIMEOUT", 100.0)
     store = new_store()
     threads = [Thread(target=lambda: [store.update(take_number) for _ in range(25)]) for _ in range(4)]
     for thread in threads:
@@ -344,12 +346,11 @@ def test_a_block_is_over_in_time_though_the_servers_clock_jumps(
 # --- a server that is away, slow or full
 
 
-def test_a_server_that_is_not_there_is_unavailable_at_once() -> None:
+def test_a_server_that_is_not_there_is_unavailable_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_store, "SOCKET_TIMEOUT", 60.0)
     store = RedisStore(ACCOUNT, RedisSettings("redis_test", "127.0.0.1", free_port()))
-    began = time.monotonic()
-    with pytest.raises(StoreUnavailableError, match="refused"):
+    with soon(), pytest.raises(StoreUnavailableError, match="refused"):
         store.update(is_blocked)
-    assert time.monotonic() - began < 2
     assert store.where.startswith("Redis at 127.0.0.1:")
 
 
@@ -361,7 +362,7 @@ def test_a_host_without_an_address_is_unavailable() -> None:
 def test_a_server_that_is_stopped_is_given_up_after_the_timeout(
     start_redis: Callable[..., RedisServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_store, "SOCKET_TIMEOUT", 1.0)
+    monkeypatch.setattr(redis_store, "SOCKET_TIMEOUT", 2.0)
     server = start_redis()
     warm, cold = RedisStore(ACCOUNT, server.settings), RedisStore(ACCOUNT, server.settings)
     warm.update(block)
@@ -408,45 +409,27 @@ def test_a_connection_that_the_server_has_closed_is_no_failure(
     assert store.update(is_blocked)
 
 
-@contextmanager
-def firewall(redis: RedisSettings, idle_seconds: float) -> Iterator[RedisSettings]:
-    """Forget each connection that is idle for so long: what is sent on it from then on is lost without a word."""
-
-    def forward(connection: socket.socket, request: bytes) -> None:
-        with socket.create_connection((redis.host, redis.port)) as upstream, suppress(TimeoutError):
-            connection.settimeout(idle_seconds)
-            while request:
-                upstream.sendall(request)
-                connection.sendall(upstream.recv(1 << 16))
-                request = connection.recv(1 << 16)
-        connection.settimeout(None)
-        while connection.recv(1 << 16):
-            pass
-
-    with RawServer(forward) as server:
-        yield replace(redis, port=server.port)
-
-
 def test_a_connection_that_a_firewall_has_silently_forgotten_is_no_failure(
     account: ConnectionSettings, address: RedisSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_store, "SOCKET_TIMEOUT", 1.0)
-    with firewall(address, 0.5) as behind:
-        store = RedisStore(account, behind)
+    monkeypatch.setattr(redis_store, "SOCKET_TIMEOUT", 2.0)
+    with Firewall(address) as firewall:
+        store = RedisStore(account, firewall.settings)
         store.update(block)
         # What the firewall has forgotten has no effect.
-        time.sleep(0.7)
+        firewall.forget()
         with pytest.raises(StoreUnavailableError):
             store.update(is_blocked)
-        monkeypatch.setattr(redis_store, "MAX_IDLE_SECONDS", 0.5)
+        monkeypatch.setattr(redis_store, "MAX_IDLE_SECONDS", 0.1)
         for use in (lambda: store.update(take_number), lambda: store.count_submission(9), store.submissions_today):
-            time.sleep(0.7)
+            firewall.forget()
+            time.sleep(0.2)
             assert use()
 
 
 def test_a_connection_that_is_in_use_is_kept(address: RedisSettings, account: ConnectionSettings) -> None:
-    with firewall(address, 5.0) as behind:
-        store = RedisStore(account, behind)
+    with Firewall(address) as firewall:
+        store = RedisStore(account, firewall.settings)
         client = Redis(address.host, address.port)
         store.update(take_number)
         before = client.info("stats")["total_connections_received"]

@@ -35,7 +35,7 @@ class Client:
     session: requests.Session
 
     def post(self, prompt: str, **arguments: object) -> requests.Response:
-        return self.session.post(f"{self.sandbox.base_url}/generate", json={"prompt": prompt}, timeout=5, **arguments)
+        return self.session.post(f"{self.sandbox.base_url}/generate", json={"prompt": prompt}, timeout=30, **arguments)
 
     def make(self, prompt: str) -> str:
         response = self.post(prompt)
@@ -43,7 +43,7 @@ class Client:
         return response.json()["job_id"]
 
     def get(self, job_id: str, **arguments: object) -> requests.Response:
-        return self.session.get(f"{self.sandbox.base_url}/jobs/{job_id}", **{"timeout": 5, **arguments})
+        return self.session.get(f"{self.sandbox.base_url}/jobs/{job_id}", **{"timeout": 30, **arguments})
 
     def job(self, job_id: str) -> dict[str, object]:
         response = self.get(job_id)

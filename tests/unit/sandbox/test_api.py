@@ -87,7 +87,7 @@ def test_songs_and_times_depend_on_the_seed_and_not_on_the_order_of_prompts(star
 )
 def test_a_bad_body_is_400_and_makes_no_job(client, content_type, body, message):
     url = f"{client.sandbox.base_url}/generate"
-    response = client.session.post(url, data=body, headers={"Content-Type": content_type}, timeout=5)
+    response = client.session.post(url, data=body, headers={"Content-Type": content_type}, timeout=30)
     assert response.status_code == 400
     assert response.json() == {"error": "Invalid input", "message": message}
     assert client.sandbox.jobs == {}
@@ -96,7 +96,7 @@ def test_a_bad_body_is_400_and_makes_no_job(client, content_type, body, message)
 def test_content_type_may_name_a_charset(client):
     url = f"{client.sandbox.base_url}/generate"
     headers = {"Content-Type": "application/json; charset=utf-8"}
-    response = client.session.post(url, data='{"prompt": "très doux"}'.encode(), headers=headers, timeout=5)
+    response = client.session.post(url, data='{"prompt": "très doux"}'.encode(), headers=headers, timeout=30)
     assert client.job(response.json()["job_id"])["prompt"] == "très doux"
 
 
@@ -117,12 +117,12 @@ def test_an_unknown_job_is_404(client, job_id):
     ],
 )
 def test_unknown_paths_are_404_and_wrong_methods_405(client, method, path, status, allow):
-    response = client.session.request(method, client.sandbox.base_url + path, timeout=5)
+    response = client.session.request(method, client.sandbox.base_url + path, timeout=30)
     assert (response.status_code, response.headers.get("Allow")) == (status, allow)
 
 
 def test_a_path_outside_the_api_is_404(client, anonymous):
-    assert anonymous.get(client.sandbox.base_url.removesuffix("/api"), timeout=5).status_code == 404
+    assert anonymous.get(client.sandbox.base_url.removesuffix("/api"), timeout=30).status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,9 @@ def test_every_request_without_the_right_key_is_401(client, anonymous, header, l
     job_id = client.make("a song")
     headers = {} if header is None else {"Authorization": header}
     responses = [
-        anonymous.get(f"{client.sandbox.base_url}/jobs/{job_id}", headers=headers, timeout=5),
-        anonymous.post(f"{client.sandbox.base_url}/generate", json={"prompt": "no"}, headers=headers, timeout=5),
-        anonymous.get(f"{client.sandbox.base_url}/nothing", headers=headers, timeout=5),
+        anonymous.get(f"{client.sandbox.base_url}/jobs/{job_id}", headers=headers, timeout=30),
+        anonymous.post(f"{client.sandbox.base_url}/generate", json={"prompt": "no"}, headers=headers, timeout=30),
+        anonymous.get(f"{client.sandbox.base_url}/nothing", headers=headers, timeout=30),
     ]
     assert [response.status_code for response in responses] == [401, 401, 401]
     assert responses[0].json()["error"] == "Unauthorized"
@@ -157,7 +157,7 @@ def test_a_revoked_key_is_401_at_once_and_a_new_one_is_accepted(client, anonymou
     client.sandbox.restore_key("the-new-key")
     assert client.get(job_id).status_code == 401
     headers = {"Authorization": "bearer the-new-key"}
-    assert anonymous.get(f"{client.sandbox.base_url}/jobs/{job_id}", headers=headers, timeout=5).status_code == 200
+    assert anonymous.get(f"{client.sandbox.base_url}/jobs/{job_id}", headers=headers, timeout=30).status_code == 200
     assert '"password": "the-new-key"' in client.sandbox.connection
     client.sandbox.restore_key()
     assert client.get(job_id).status_code == 200

@@ -37,8 +37,8 @@ def test_the_command_serves_until_it_gets_a_signal(anonymous, tmp_path, number):
     with running("--api-key", "key-of-the-test", "--request-log", str(log)) as (process, url, connection):
         assert connection == {"conn_type": "whisul", "password": "key-of-the-test", "host": url}
         headers = {"Authorization": "Bearer key-of-the-test"}
-        made = anonymous.post(f"{url}/generate", json={"prompt": "a song"}, headers=headers, timeout=5)
-        anonymous.get(f"{url}/jobs/x", timeout=5)
+        made = anonymous.post(f"{url}/generate", json={"prompt": "a song"}, headers=headers, timeout=30)
+        anonymous.get(f"{url}/jobs/x", timeout=30)
         entries = [json.loads(line) for line in log.read_text().splitlines()]
         process.send_signal(number)
         assert process.wait(60) == 0

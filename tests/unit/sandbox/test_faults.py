@@ -8,7 +8,7 @@ import pytest
 import requests
 
 from airflow_provider_whisul.sandbox.options import GET_FAULTS, POST_FAULTS
-from tests.support.soon import soon
+from tests.support.soon import soon, wait_until
 
 STATUSES = {
     "get-500": 500,
@@ -144,8 +144,9 @@ def test_a_slow_get_is_answered_after_its_seconds(client):
 def test_a_slow_post_that_the_client_gives_up_on_makes_its_job(client):
     with pytest.raises(requests.ReadTimeout):
         client.session.post(
-            f"{client.sandbox.base_url}/generate", json={"prompt": "a [sandbox:post-slow=9]"}, timeout=(5, 0.1)
+            f"{client.sandbox.base_url}/generate", json={"prompt": "a [sandbox:post-slow=60]"}, timeout=(30, 0.1)
         )
+    wait_until(lambda: client.sandbox.jobs)
     assert len(client.sandbox.jobs) == 1
     assert (client.last.status, client.last.fault) == (202, "post-slow")
 
@@ -153,7 +154,7 @@ def test_a_slow_post_that_the_client_gives_up_on_makes_its_job(client):
 def test_a_slow_response_delays_no_other_request(client):
     slow = client.make("a [sandbox:get-slow=60]")
     with pytest.raises(requests.ReadTimeout):
-        client.get(slow, timeout=(5, 0.05))
+        client.get(slow, timeout=(30, 0.05))
     with soon():
         client.make("another song")
 

@@ -20,7 +20,7 @@ def finished(client, clock, prompt="a song"):
 
 def test_the_song_is_a_wav_of_its_duration(client, clock, anonymous):
     result = finished(client, clock)
-    response = anonymous.get(result["song_url"], timeout=5)
+    response = anonymous.get(result["song_url"], timeout=30)
     assert (response.status_code, response.headers["Content-Type"]) == (200, "audio/wav")
     assert int(response.headers["Content-Length"]) == len(response.content) < 200_000
     with wave.open(io.BytesIO(response.content)) as song:
@@ -34,12 +34,12 @@ def test_the_song_is_a_wav_of_its_duration(client, clock, anonymous):
 @pytest.mark.parametrize(("duration", "seconds"), [("0:03", 3), ("2", 2), ("0:01:02", 62), ("9:59:59", media.LONGEST)])
 def test_the_wav_has_the_duration_of_the_directive_up_to_a_limit(client, clock, anonymous, duration, seconds):
     url = finished(client, clock, f"a song [sandbox:duration={duration}]")["song_url"]
-    with wave.open(io.BytesIO(anonymous.get(url, timeout=5).content)) as song:
+    with wave.open(io.BytesIO(anonymous.get(url, timeout=30).content)) as song:
         assert song.getnframes() == seconds * song.getframerate()
 
 
 def test_the_cover_is_a_png(client, clock, anonymous):
-    response = anonymous.get(finished(client, clock)["image_url"], timeout=5)
+    response = anonymous.get(finished(client, clock)["image_url"], timeout=30)
     assert (response.status_code, response.headers["Content-Type"]) == (200, "image/png")
     data = response.content
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
@@ -59,8 +59,8 @@ def test_the_cover_is_a_png(client, clock, anonymous):
 def test_each_job_has_media_of_its_own_that_never_change(client, clock, anonymous):
     one, two = (finished(client, clock) for _ in range(2))
     for url in ("song_url", "image_url"):
-        assert anonymous.get(one[url], timeout=5).content != anonymous.get(two[url], timeout=5).content
-        assert anonymous.get(one[url], timeout=5).content == anonymous.get(one[url], timeout=5).content
+        assert anonymous.get(one[url], timeout=30).content != anonymous.get(two[url], timeout=30).content
+        assert anonymous.get(one[url], timeout=30).content == anonymous.get(one[url], timeout=30).content
 
 
 @pytest.mark.parametrize(
@@ -69,10 +69,10 @@ def test_each_job_has_media_of_its_own_that_never_change(client, clock, anonymou
 )
 def test_a_range_is_sent_as_206(client, clock, anonymous, wanted, first, last):
     url = finished(client, clock)["song_url"]
-    whole = anonymous.get(url, timeout=5)
+    whole = anonymous.get(url, timeout=30)
     assert whole.headers["Accept-Ranges"] == "bytes"
     size = len(whole.content)
-    part = anonymous.get(url, headers={"Range": wanted}, timeout=5)
+    part = anonymous.get(url, headers={"Range": wanted}, timeout=30)
     first = first % size
     last = size - 1 if last is None else last
     assert part.status_code == 206
@@ -84,8 +84,8 @@ def test_a_range_is_sent_as_206(client, clock, anonymous, wanted, first, last):
 @pytest.mark.parametrize("wanted", ["bytes=99999999-", "bytes=-0"])
 def test_a_range_beyond_the_end_is_416(client, clock, anonymous, wanted):
     url = finished(client, clock)["image_url"]
-    size = len(anonymous.get(url, timeout=5).content)
-    response = anonymous.get(url, headers={"Range": wanted}, timeout=5)
+    size = len(anonymous.get(url, timeout=30).content)
+    response = anonymous.get(url, headers={"Range": wanted}, timeout=30)
     assert (response.status_code, response.content) == (416, b"")
     assert response.headers["Content-Range"] == f"bytes */{size}"
 
@@ -93,15 +93,15 @@ def test_a_range_beyond_the_end_is_416(client, clock, anonymous, wanted):
 @pytest.mark.parametrize("wanted", ["bytes=5-2", "bytes=-", "bytes=0-1,4-5", "lines=1-2"])
 def test_a_range_that_cannot_be_read_is_ignored(client, clock, anonymous, wanted):
     url = finished(client, clock)["image_url"]
-    response = anonymous.get(url, headers={"Range": wanted}, timeout=5)
+    response = anonymous.get(url, headers={"Range": wanted}, timeout=30)
     assert response.status_code == 200
-    assert response.content == anonymous.get(url, timeout=5).content
+    assert response.content == anonymous.get(url, timeout=30).content
 
 
 def test_head_returns_the_length_and_no_body(client, clock, anonymous):
     url = finished(client, clock)["song_url"]
-    size = len(anonymous.get(url, timeout=5).content)
-    response = anonymous.head(url, timeout=5)
+    size = len(anonymous.get(url, timeout=30).content)
+    response = anonymous.head(url, timeout=30)
     assert (response.status_code, int(response.headers["Content-Length"]), response.content) == (200, size, b"")
 
 
@@ -118,26 +118,26 @@ def test_media_of_other_than_finished_jobs_is_404(client, clock, anonymous):
         f"covers/{done}.wav",
         f"{done}.wav",
     ):
-        assert anonymous.get(f"{root}/media/{path}", timeout=5).status_code == 404, path
-    assert anonymous.get(f"{root}/media/audio/{done}.wav", timeout=5).status_code == 200
+        assert anonymous.get(f"{root}/media/{path}", timeout=30).status_code == 404, path
+    assert anonymous.get(f"{root}/media/audio/{done}.wav", timeout=30).status_code == 200
 
 
 def test_a_post_to_media_is_405(client, clock, anonymous):
-    response = anonymous.post(finished(client, clock)["song_url"], timeout=5)
+    response = anonymous.post(finished(client, clock)["song_url"], timeout=30)
     assert (response.status_code, response.headers["Allow"]) == (405, "GET, HEAD")
 
 
 def test_pages_of_other_sites_may_read_media_unless_the_prompt_forbids_it(client, clock, anonymous):
     for prompt, allowed in {"a song": "*", "a song [sandbox:media-no-cors]": None}.items():
         for url in (finished(client, clock, prompt)[field] for field in ("song_url", "image_url")):
-            assert anonymous.get(url, timeout=5).headers.get("Access-Control-Allow-Origin") == allowed
+            assert anonymous.get(url, timeout=30).headers.get("Access-Control-Allow-Origin") == allowed
 
 
 def test_media_redirect_to_the_url_of_the_directive(client, clock, anonymous):
     location = "http://127.0.0.1:1/api/v2/auth/logout?a=b"
     result = finished(client, clock, f"a song [sandbox:media-location={location}]")
     for url in (result["song_url"], result["image_url"]):
-        response = anonymous.get(url, timeout=5, allow_redirects=False)
+        response = anonymous.get(url, timeout=30, allow_redirects=False)
         assert (response.status_code, response.headers["Location"]) == (302, location)
 
 

@@ -47,14 +47,14 @@ def test_anything_but_loopback_is_refused(host):
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost"])
 def test_loopback_is_accepted(host, anonymous):
     with Sandbox(host=host) as sandbox:
-        assert anonymous.get(f"{sandbox.base_url}/jobs/x", timeout=5).status_code == 401
+        assert anonymous.get(f"{sandbox.base_url}/jobs/x", timeout=30).status_code == 401
 
 
 def test_an_ipv6_address_stands_in_brackets(anonymous):
     try:
         with Sandbox(host="::1") as sandbox:
             assert sandbox.base_url.startswith("http://[::1]:")
-            assert anonymous.get(f"{sandbox.base_url}/jobs/x", timeout=5).status_code == 401
+            assert anonymous.get(f"{sandbox.base_url}/jobs/x", timeout=30).status_code == 401
     except OSError:
         with pytest.raises(OSError, match=r"."), socket.socket(socket.AF_INET6) as probe:
             probe.bind(("::1", 0))
@@ -85,12 +85,12 @@ def test_the_sandbox_keeps_its_jobs_over_a_restart(anonymous):
     headers = {"Authorization": "Bearer key-of-the-test"}
     with sandbox:
         url = f"{sandbox.base_url}/generate"
-        job_id = anonymous.post(url, json={"prompt": "a song"}, headers=headers, timeout=5).json()["job_id"]
+        job_id = anonymous.post(url, json={"prompt": "a song"}, headers=headers, timeout=30).json()["job_id"]
     assert len(sandbox.requests) == 1
     with pytest.raises(requests.ConnectionError):
-        anonymous.get(f"{sandbox.base_url}/jobs/{job_id}", headers=headers, timeout=5)
+        anonymous.get(f"{sandbox.base_url}/jobs/{job_id}", headers=headers, timeout=30)
     with sandbox:
-        response = anonymous.get(f"{sandbox.base_url}/jobs/{job_id}", headers=headers, timeout=5)
+        response = anonymous.get(f"{sandbox.base_url}/jobs/{job_id}", headers=headers, timeout=30)
     assert response.json()["status"] == "running"
 
 
@@ -108,7 +108,7 @@ def test_the_sandbox_stops_promptly_despite_idle_connections_and_a_slow_response
 
     with sandbox:
         url = f"{sandbox.base_url}/generate"
-        anonymous.post(url, json={"prompt": "kept alive"}, headers=headers, timeout=5)
+        anonymous.post(url, json={"prompt": "kept alive"}, headers=headers, timeout=30)
         waiting = threading.Thread(target=wait_for_the_slow_response, args=(url,))
         waiting.start()
         until = time.monotonic() + SOON
@@ -134,7 +134,7 @@ def test_faults_leave_no_trace_in_the_servers_log(client, caplog):
 def test_each_request_is_reported_when_it_arrives(anonymous):
     seen = []
     with Sandbox(on_request=seen.append) as sandbox:
-        anonymous.get(f"{sandbox.base_url}/jobs/x", timeout=5)
+        anonymous.get(f"{sandbox.base_url}/jobs/x", timeout=30)
         assert seen == sandbox.requests
     assert len(seen) == 1
 
