@@ -27,7 +27,8 @@ with DAG(
 allows, waits for all of them in the triggerer, and returns a list of `prompt, job_id, status, song, error` in the
 prompts' order. Each song costs credits: set the Airflow variable `whisul_songs_a_night` to try it out with fewer.
 
-Up to 20 songs may fail without failing the task. Where more do, a retry submits only those again.
+Up to 20 songs may fail without failing the task. Where more do, a retry submits only those again. All tries together
+submit 1,100 times at most.
 """,
 ) as dag:
 
@@ -41,6 +42,8 @@ Up to 20 songs may fail without failing the task. Where more do, a retry submits
         task_id="songs",
         prompts=prompts("{{ var.value.get('whisul_songs_a_night', '1000') }}"),
         max_failures=20,
+        # The most that a night can cost, in submissions: what it may cost in money, divided by the price of a song.
+        max_submissions=1100,
         # A backfill of a year would pay for 365 nights.
         skip_if_older_than=timedelta(days=2),
         # A retry makes only what is missing.
