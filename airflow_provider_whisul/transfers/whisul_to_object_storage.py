@@ -168,6 +168,10 @@ class WhisulToObjectStorageOperator(LineageMixin, WhisulTaskMixin, BaseOperator)
         existing_files = store.list_files()
         manifest = self._empty_manifest(context, store)
         self._check_manifest(store, manifest)
+        if not self.songs and (kept := store.read_json(manifest["manifest"])) and is_of_same_task(kept, manifest):
+            # As of a batch that was skipped. What an earlier try has stored is still there.
+            self.log.info("There is no song to store. The manifest in %s stays as it is.", store.url)
+            return cast("Manifest", kept)
         self.log.info("Storing %s in %s", count(len(songs), "song"), store.url)
         with (
             TemporaryDirectory(prefix="whisul-") as workdir,

@@ -162,6 +162,15 @@ class TestSongsFromUpstreamTasks:
     def test_a_transfer_of_an_empty_list_stores_nothing_and_succeeds(self, transfer: Transfer) -> None:
         assert transfer([])["count"] == 0
 
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_a_transfer_of_an_empty_list_keeps_the_manifest_of_the_same_run(
+        self, make_songs: MakeSongs, transfer: Transfer, folder: Path, overwrite: bool
+    ) -> None:
+        """As where a run is cleared that is too old by now, so that its batch is skipped."""
+        stored = transfer(make_songs("a waltz"))
+        assert transfer([], overwrite=overwrite) == stored
+        assert_complete(folder, stored)
+
     def test_two_songs_of_one_title_have_files_of_their_own(
         self, make_songs: MakeSongs, transfer: Transfer, folder: Path
     ) -> None:
