@@ -51,7 +51,7 @@ SUITES := test-py3.13 $(foreach version,$(OTHERS),test-$(version) crash-$(versio
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo airflow test test-quick test-unit test-integration test-e2e test-docs crash crash-s3 crash-all test-all \
+.PHONY: help demo airflow test test-quick test-unit test-integration test-campaigns test-e2e test-docs crash crash-s3 crash-all test-all \
 	test-others test-lowest test-pythons test-cluster test-s3 test-browser test-browser-all check lint scan dist format docs docs-tables pictures pacing bench \
 	bench-storing bench-airflow suites chromium clean \
 	$(addprefix test-,$(OTHERS)) $(addprefix crash-,$(OTHERS)) $(addprefix test-py,$(PYTHONS)) \
@@ -76,16 +76,20 @@ check: .venv/installed ## Lint, types and the tests of one source or test file, 
 # these at once, while the output of the other suites is held back until they have ended.
 test: lint ## Lint, types and all tests on the newest Airflow, with coverage (16 minutes)
 	@rm -f .coverage .coverage.*
-	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target LIVE=+ test-integration crash test-e2e test-unit test-docs
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target LIVE=+ test-integration crash test-e2e test-campaigns test-unit test-docs
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
-test-quick: test-unit test-integration ## All tests but those that start a real Airflow
+test-quick: test-unit test-integration test-campaigns ## All tests but those that start a real Airflow
 
 test-unit: .venv/installed ## The tests of single modules
 	COVERAGE_FILE=.coverage.unit $(BIN)/python $(PYTEST) -m "$(PLAIN)" $(COVERAGE) tests/unit
 
 test-integration: .venv/installed ## The tests in this process with Airflow, and with a sandbox over HTTP
-	$(LIVE)COVERAGE_FILE=.coverage.integration $(BIN)/python $(PYTEST) -m "$(PLAIN)" $(COVERAGE) tests/integration
+	$(LIVE)COVERAGE_FILE=.coverage.integration $(BIN)/python $(PYTEST) -m "$(PLAIN)" $(COVERAGE) tests/integration \
+		--ignore=tests/integration/campaign
+
+test-campaigns: .venv/installed ## The tests of random faults, in this process with a sandbox over HTTP
+	COVERAGE_FILE=.coverage.campaigns $(BIN)/python $(PYTEST) -m "$(PLAIN)" $(COVERAGE) tests/integration/campaign
 
 test-e2e: .venv/installed ## The tests that start a real Airflow, but for the crashes
 	$(BIN)/python $(PYTEST) -m "e2e and not crash"

@@ -24,21 +24,22 @@ pytestmark = pytest.mark.timeout(600)
 #: More, or fewer, with the environment variable that seeds.py names.
 SEEDS = 6
 
-#: How often each of these must happen in all seeds together, so that the rules are put to the test.
+#: How often each of these must happen in all seeds together, so that the rules are put to the test. Usually they happen
+#: at least twice as often: threads decide some of it.
 MINIMUM_FIGURES = {
     "tries": 200,
     "POSTs": 1000,
     "polls": 1500,
     "deferrals": 200,
     "waits on the worker": 60,
-    "killed while waiting on the worker": 5,
+    "killed while waiting on the worker": 1,
     "429": 200,
-    "delivered": 10,
+    "delivered": 5,
     "re-attached": 25,
     "submitted again": 25,
     "stopped after lost responses": 20,
-    "cleared": 10,
-    "triggerer restarts": 4,
+    "cleared": 5,
+    "triggerer restarts": 2,
 }
 
 _ALL: Counter[str] = Counter()

@@ -26,13 +26,13 @@ SEEDS = 4
 #: How often each of these must happen in all seeds together, so that the rules are put to the test.
 MINIMUM_FIGURES = {
     "tries": 40,
-    "media requests": 400,
-    "tried: twice": 4,
-    "tried: stopped": 4,
-    "ended: killed": 8,
+    "media requests": 300,
+    "tried: twice": 2,
+    "tried: stopped": 2,
+    "ended: killed": 4,
     "left in the destination": 1,
     "ended: stored": 8,
-    "ended: WhisulMediaError": 4,
+    "ended: WhisulMediaError": 2,
 }
 
 _ALL: Counter[str] = Counter()
