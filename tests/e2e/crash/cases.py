@@ -90,13 +90,14 @@ class CrashTests:
             for poll in stage.polls(task_id):
                 polls[poll.job_id].append(poll.at)
             intervals += [
-                (later - earlier, task_id)
+                (later - earlier, task_id, earlier, ended)
                 for at in polls.values()
                 for earlier, later in pairwise(sorted(at))
                 if not any(earlier - grace <= end <= later for end in ended)
             ]
         assert intervals
-        assert min(intervals)[0] >= 5, min(intervals)
+        shortest = min(intervals)
+        assert shortest[0] >= 5, f"{shortest}, in the log:\n{stage.log(shortest[1], 1)}\n{stage.log(shortest[1], 2)}"
 
     def test_the_ledger_has_every_job_once(self, stage: Stage) -> None:
         content = stage.ledger()
