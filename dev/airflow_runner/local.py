@@ -234,6 +234,9 @@ class LocalAirflow(AirflowClient):
         settings = {
             "CORE__DAGS_FOLDER": str(self._dags_folder.resolve()),
             "CORE__LOAD_EXAMPLES": "False",
+            # A busy machine takes longer than the defaults, 30 s and 50 s, to import Airflow with a DAG file.
+            "CORE__DAGBAG_IMPORT_TIMEOUT": "200",
+            "DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "250",
             "CORE__EXECUTOR": "SequentialExecutor" if self.is_2 else "LocalExecutor",
             "CORE__PARALLELISM": "4",
             # A DAG that a schedule starts by itself would submit songs that no test has asked for.
@@ -263,6 +266,7 @@ class LocalAirflow(AirflowClient):
             settings |= {
                 "SCHEDULER__DAG_DIR_LIST_INTERVAL": "10",
                 "SCHEDULER__PARSING_PROCESSES": "1",
+                "CORE__DAG_FILE_PROCESSOR_TIMEOUT": "250",
                 "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home / 'airflow.db'}{SQLITE_TIMEOUT}",
             }
         return settings

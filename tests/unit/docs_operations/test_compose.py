@@ -37,9 +37,11 @@ ONLY_FOR_TESTS = {
     "API__HOST",  # loopback only
     "API__WORKERS",  # one, as the machine is small
     "CELERY_BROKER_TRANSPORT_OPTIONS__GLOBAL_KEYPREFIX",  # the Redis is not its own
+    "CORE__DAGBAG_IMPORT_TIMEOUT",  # the tests' machine is busy
     "CORE__DAGS_ARE_PAUSED_AT_CREATION",  # the default
     "CORE__PARALLELISM",  # goes with the number of its workers
     "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS",  # without a login
+    "DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT",  # likewise
     "DAG_PROCESSOR__REFRESH_INTERVAL",  # sooner
     "LOGGING__COLORED_CONSOLE_LOG",
     "OPENLINEAGE__DISABLED",  # its provider is installed there
