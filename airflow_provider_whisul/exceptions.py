@@ -8,9 +8,12 @@ All derive from :class:`WhisulError`, an ``AirflowException``. An error that no 
 from __future__ import annotations
 
 from enum import Enum
-from typing import ClassVar, TypedDict
+from typing import ClassVar, NotRequired, TypedDict
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+
+#: Characters of a prompt in a trigger's event.
+MAX_PROMPT = 500
 
 
 class TaskRetry(Enum):
@@ -30,6 +33,8 @@ class SerializedError(TypedDict):
     message: str
     job_id: str | None
     http_status: int | None
+    #: The beginning of the prompt. An event of an earlier version has none.
+    prompt: NotRequired[str | None]
 
 
 class WhisulError(AirflowException):
@@ -47,6 +52,9 @@ class WhisulError(AirflowException):
     #: When a task that fails with this error is tried again. The retry policy acts on it.
     task_retry: ClassVar[TaskRetry] = TaskRetry.TASK_DEFAULT
 
+    #: The prompt of the job, None where no poll has told it.
+    prompt: str | None = None
+
     def __init__(self, message: str, *, job_id: str | None = None, http_status: int | None = None) -> None:
         super().__init__(message)
         self.job_id = job_id
@@ -59,6 +67,7 @@ class WhisulError(AirflowException):
             "message": str(self),
             "job_id": self.job_id,
             "http_status": self.http_status,
+            "prompt": self.prompt and self.prompt[:MAX_PROMPT],
         }
 
 
@@ -285,4 +294,7 @@ def error_from_dict(data: SerializedError) -> WhisulError:
     :param data: The plain data. A type that this version does not know becomes a plain :class:`WhisulError`.
     """
     cls = all_errors().get(data["type"], WhisulError)
-    return cls(data["message"], job_id=data["job_id"], http_status=data["http_status"])
+    error = cls(data["message"], job_id=data["job_id"], http_status=data["http_status"])
+    prompt = data.get("prompt")
+    error.prompt = prompt if isinstance(prompt, str) else None
+    return error

@@ -214,7 +214,8 @@ class JobPoller:
         self._polled = True
         try:
             delay = self._next_delay(result, now, jitter)
-        except WhisulError:
+        except WhisulError as error:
+            error.prompt = self._prompt
             self.outage.ended(self.job_id, now, recovered=not isinstance(result, WhisulError))
             raise
         if isinstance(result, WhisulError):

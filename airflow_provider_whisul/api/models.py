@@ -133,11 +133,13 @@ class WhisulJob:
         """Return the error for a failed job."""
         reason = quote(self.error).rstrip(".") if self.error else "Whisul gave no reason"
         prompt = f'"{excerpt(self.prompt)}"' if self.prompt else "not reported"
-        return WhisulJobFailedError(
+        error = WhisulJobFailedError(
             f"The song failed: {reason}. The prompt was {prompt} (job {self.job_id}). A failed job cannot be resumed: "
             "only a new submission makes the song; consider another prompt if the reason points at it.",
             job_id=self.job_id,
         )
+        error.prompt = self.prompt
+        return error
 
 
 def describe_job(job_id: str, prompt: str | None) -> str:

@@ -300,8 +300,10 @@ def _started_at(job: WhisulJob) -> float | None:
 
 
 def _final(error: WhisulJobFailedError) -> WhisulJobFailedFinalError:
-    return WhisulJobFailedFinalError(
+    final = WhisulJobFailedFinalError(
         f"{error} To submit the prompt again, clear the task that submitted the job.",
         job_id=error.job_id,
         http_status=error.http_status,
     )
+    final.prompt = error.prompt
+    return final

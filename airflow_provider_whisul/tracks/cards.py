@@ -237,7 +237,7 @@ def push_failed_card(task: BaseOperator, context: Context, error: Exception) -> 
     cause = error.__cause__ if isinstance(error, AirflowSkipException) else error
     if isinstance(cause, WhisulError | AirflowSensorTimeout):
         job_id = getattr(cause, "job_id", None) or getattr(task, "job_id", None)
-        prompt = getattr(task, "prompt", None) or _pending_prompt(context)
+        prompt = getattr(task, "prompt", None) or getattr(cause, "prompt", None) or _pending_prompt(context)
         push_cards(context, [failed_card(prompt, job_id, str(cause))])
 
 

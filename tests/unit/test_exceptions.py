@@ -12,6 +12,7 @@ from airflow.serialization.serialized_objects import BaseSerialization
 
 from airflow_provider_whisul import exceptions
 from airflow_provider_whisul.exceptions import (
+    MAX_PROMPT,
     TaskRetry,
     WhisulAmbiguousSubmitError,
     WhisulAmbiguousSubmitFinalError,
@@ -102,7 +103,7 @@ def test_a_class_has_its_parent_and_its_retry_behaviour(cls: type[WhisulError]) 
 @pytest.mark.parametrize("cls", HIERARCHY, ids=lambda cls: cls.__name__)
 def test_attributes_default_to_unknown(cls: type[WhisulError]) -> None:
     error = cls("what happened")
-    assert (str(error), error.job_id, error.http_status) == ("what happened", None, None)
+    assert (str(error), error.job_id, error.http_status, error.prompt) == ("what happened", None, None, None)
 
 
 def test_a_connection_error_counts_as_sent_and_a_rate_limit_has_no_waits_by_default() -> None:
@@ -116,6 +117,22 @@ def test_as_dict_and_back_through_json_keeps_type_message_job_and_status(error: 
     again = error_from_dict(json.loads(json.dumps(error.as_dict(), allow_nan=False)))
     assert type(again) is type(error)
     assert (str(again), again.job_id, again.http_status) == (str(error), error.job_id, error.http_status)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=_name)
+def test_an_event_has_the_beginning_of_the_prompt(error: WhisulError) -> None:
+    error = copy.copy(error)
+    error.prompt = "la " * 1_000
+    again = error_from_dict(json.loads(json.dumps(error.as_dict(), allow_nan=False)))
+    assert again.prompt == error.prompt[:MAX_PROMPT]
+
+
+@pytest.mark.parametrize("prompt", [1, ["a song"], {}])
+def test_a_prompt_that_is_no_text_is_none(prompt: object) -> None:
+    error = error_from_dict(
+        {"type": "WhisulError", "message": "m", "job_id": "j-1", "http_status": 500, "prompt": prompt}
+    )  # type: ignore[typeddict-item]
+    assert error.prompt is None
 
 
 @pytest.mark.parametrize("name", ["WhisulErrorOfTheFuture", "KeyError", "object", ""])

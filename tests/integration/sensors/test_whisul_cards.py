@@ -12,7 +12,7 @@ from airflow_provider_whisul.exceptions import WhisulJobFailedError
 from airflow_provider_whisul.hooks.whisul import WhisulHook
 from airflow_provider_whisul.sandbox import Sandbox
 from airflow_provider_whisul.sensors.whisul import WhisulJobSensor
-from tests.support.airflow import TaskContext
+from tests.support.airflow import TaskContext, through_json
 from tests.support.clock import FakeClock
 
 MODES = [{"deferrable": True}, {"deferrable": False, "mode": "poke"}, {"deferrable": False, "mode": "reschedule"}]
@@ -72,3 +72,21 @@ def test_the_card_of_a_job_that_fails_during_the_deferral_has_the_prompt_of_the_
         context.run(make(clock, job_id), "execute_complete", {"event": event, "try_number": 1})
     (card,) = context.shown()
     assert (card["status"], card["prompt"]) == ("failed", "a doomed waltz [sandbox:fail]")
+
+
+def test_the_card_of_a_failed_job_has_its_prompt_where_the_first_poll_has_failed(
+    submit: Callable[[str], str], clock: FakeClock
+) -> None:
+    prompt = "a doomed waltz [sandbox:fail] [sandbox:get-500]"
+    job_id = submit(prompt)
+    context = TaskContext()
+    with pytest.raises(TaskDeferred):
+        context.run(make(clock, job_id))
+    assert "whisul_expected_1" not in context.xcoms
+    clock.now += 60
+    error = WhisulHook(clock=clock.clock).get_job(job_id).failed_error()
+    event = through_json({"status": "error", "job_id": job_id, "error": error.as_dict()})
+    with pytest.raises(AirflowException):
+        context.run(make(clock, job_id), "execute_complete", {"event": event, "try_number": 1})
+    (card,) = context.shown()
+    assert (card["status"], card["prompt"]) == ("failed", prompt)
