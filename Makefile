@@ -12,6 +12,7 @@ WITH_TABS := $(filter-out 2.% 3.0.%,$(OTHERS))
 
 # The Pythons that the newest Airflow is tested on beside that of .venv.
 PYTHONS := 3.12 3.13
+REAL_ON_PYTHON := e2e-py$(lastword $(PYTHONS))
 
 # Airflow starts three to five times faster with its byte code on disk.
 unexport PYTHONDONTWRITEBYTECODE
@@ -32,7 +33,8 @@ COVERAGE := --cov --cov-report= --cov-fail-under=0
 
 # What differs least between the Airflows that are neither the oldest nor the newest one.
 OF_NO_VERSION := $(addprefix --ignore=tests/integration/,campaign hooks ledger) \
-	--ignore-glob='tests/integration/operators/test_whisul_batch_[!o]*.py' --ignore-glob='tests/integration/storage/test_[!a]*.py'
+	$(addprefix --ignore=tests/integration/operators/test_whisul_,durable.py paid_once.py) \
+	--ignore-glob='tests/integration/operators/test_whisul_batch_*.py' --ignore-glob='tests/integration/storage/test_[!a]*.py'
 
 # What test-lowest runs, which is on the oldest one too.
 OF_LOWEST := $(addprefix --ignore=tests/integration/,hooks ledger storage)
@@ -46,16 +48,19 @@ timed = @mkdir -p $(REPORTS); start=$$(date +%s); $(2) && printf '%s\t%s\n' '$(1
 
 # The suites of .ci/run beside those of `make test`, the long ones first. Where its services respond it runs test-cluster
 # after them, alone.
-SUITES := test-py3.13 $(foreach version,$(OTHERS),test-$(version) crash-$(version)) crash-s3 test-browser \
-	$(addprefix test-browser-,$(WITH_TABS)) dist test-lowest test-py3.12 test-s3
+SUITES := test-$(OLDEST) test-browser $(filter-out test-$(OLDEST),$(addprefix test-,$(OTHERS))) crash-$(OLDEST) test-lowest \
+	$(addprefix test-py,$(PYTHONS)) dist test-s3
+
+# What `.ci/run --all` runs too, each week and before a release: what has never differed from the suites above.
+WEEKLY := $(filter-out crash-$(OLDEST),$(addprefix crash-,$(OTHERS))) $(addprefix test-browser-,$(WITH_TABS)) crash-s3 $(REAL_ON_PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo airflow test test-quick test-unit test-integration test-campaigns test-e2e test-docs crash crash-s3 crash-all test-all \
 	test-others test-lowest test-pythons test-cluster test-s3 test-browser test-browser-all check lint scan dist format docs docs-tables pictures pacing bench \
-	bench-storing bench-airflow suites chromium clean \
+	bench-storing bench-airflow suites weekly-suites chromium clean \
 	$(addprefix test-,$(OTHERS)) $(addprefix crash-,$(OTHERS)) $(addprefix test-py,$(PYTHONS)) \
-	$(addprefix test-browser-,$(WITH_TABS))
+	$(addprefix test-browser-,$(WITH_TABS)) $(REAL_ON_PYTHON)
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { name[++n] = $$1; text[n] = $$2; if (length($$1) > width) width = length($$1) } \
@@ -124,13 +129,13 @@ test-lowest: .venvs/lowest/installed ## The HTTP clients, Redis and the stores, 
 	.venvs/lowest/bin/python $(PYTEST) -m "not e2e and $(PLAIN)" $(addprefix tests/integration/,hooks ledger storage triggers) \
 		tests/unit/api tests/unit/rate_limit/test_redis_store.py tests/unit/storage
 
-test-pythons: $(addprefix test-py,$(PYTHONS)) ## The tests that do not touch Airflow on each Python, on 3.13 also a real Airflow
+test-pythons: $(addprefix test-py,$(PYTHONS)) ## The tests that do not touch Airflow, on each Python
 
-test-py3.12: .venvs/$(NEWEST)-py3.12/installed
-	.venvs/$(NEWEST)-py3.12/bin/python $(PYTEST) -m "not airflow and $(PLAIN)"
+$(addprefix test-py,$(PYTHONS)): test-py%: .venvs/$(NEWEST)-py%/installed
+	.venvs/$(NEWEST)-py$*/bin/python $(PYTEST) -m "not airflow and $(PLAIN)"
 
-test-py3.13: .venvs/$(NEWEST)-py3.13/installed
-	.venvs/$(NEWEST)-py3.13/bin/python $(PYTEST) -m "(not airflow or e2e) and $(PLAIN)"
+$(REAL_ON_PYTHON): e2e-py%: .venvs/$(NEWEST)-py%/installed
+	.venvs/$(NEWEST)-py$*/bin/python $(PYTEST) -m "e2e and not crash"
 
 test-browser: .venv/browser chromium ## The Tracks tab in Chromium, on the newest Airflow
 	$(BIN)/python $(PYTEST) -m browser
@@ -190,6 +195,9 @@ bench-airflow: .venv/benchmarks ## Measure what a song costs a real Airflow, mad
 
 suites:
 	@echo $(SUITES)
+
+weekly-suites:
+	@echo $(WEEKLY)
 
 chromium:
 	@dev/get_chromium.sh

@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 #: Roles by user. The admin may see everything, the viewer all but the secret DAG, the guest also no XComs.
 USERS = {"admin": "admin", "viewer": "viewer", "guest": "viewer"}
-RUN_TIMEOUT = 300.0
+RUN_TIMEOUT = 1200.0
 #: Where browsers reach the songs that were stored. A test says what is there.
 STORED_URL = "http://songs.test/stored"
 #: What a song costs.

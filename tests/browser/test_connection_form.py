@@ -18,7 +18,7 @@ from airflow_provider_whisul.get_provider_info import CONN_FIELDS
 from tests.browser.environment import Environment
 
 # The first test waits for Airflow.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 KEY = "the-key-that-was-there+/%"
 UNKNOWN = {"team": {"name": "marketing", "floors": [1, 2]}}

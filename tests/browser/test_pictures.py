@@ -19,7 +19,7 @@ from tests.browser.pages import bar, card, frame_of, open_tab, play_button, play
 from tests.support.pictures import DIGESTS, PICTURES, SOURCES, WIDTH, WORDS, normalise, read_texts
 
 # The first test waits for Airflow and all runs.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 #: Whether the pictures are written.
 WRITE = os.environ.get("WHISUL_WRITE_PICTURES") == "1"

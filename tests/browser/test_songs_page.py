@@ -13,7 +13,7 @@ from tests.browser.environment import RUN_TIMEOUT, Environment, Runs
 from tests.browser.pages import card, open_tab, play_fast, player, shorten_pauses
 
 # The first test waits for Airflow and all runs.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 #: Titles of the songs of the runs of old, by the days since.
 OLD = {5: "Five days old", 400: "More than a year old"}

@@ -11,7 +11,7 @@ from tests.browser.environment import Environment, Runs
 from tests.browser.pages import bar, change_songs, open_tab, play_button, player
 
 # The first test waits for Airflow and all runs.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tests.browser.environment import Environment, Runs
 from tests.browser.pages import bar, card_of, change_songs, open_tab, play_button, player
 
 # The first test waits for Airflow and all runs.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def _batch(env: Environment, runs: Runs) -> list[dict[str, Any]]:

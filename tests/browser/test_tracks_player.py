@@ -25,7 +25,7 @@ from tests.browser.pages import (
 )
 
 # The first test waits for Airflow and all runs.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 #: Records in ``played`` the address of each song that plays, and in ``reached`` which part of it was played.
 RECORD = """

@@ -12,7 +12,7 @@ from tests.browser.environment import Environment, Runs
 from tests.browser.pages import open_tab, shorten_pauses
 
 # The first test waits for Airflow and all runs.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 EARLIER, LATER = "2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z"
 

@@ -12,7 +12,7 @@ from tests.browser.environment import Environment, Runs
 from tests.browser.pages import bar, change_run, change_songs, play_button, player, shorten_pauses
 
 # The first test waits for Airflow and all runs.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def test_the_page_says_that_airflow_fails_and_retries(env: Environment, runs: Runs, page: Page) -> None:

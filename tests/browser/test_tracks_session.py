@@ -12,7 +12,7 @@ from tests.browser.environment import Environment, Runs
 from tests.browser.pages import bar, change_songs, play_button, player
 
 # The first test waits for Airflow and all runs.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def _show(page: Page, env: Environment, runs: Runs, song: dict[str, Any], *, localhost: bool = False) -> list[Request]:

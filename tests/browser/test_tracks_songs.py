@@ -11,7 +11,7 @@ from tests.browser.environment import Environment, Runs
 from tests.browser.pages import card, change_songs, frame_of, open_tab, play_button, shorten_pauses
 
 # The first test waits for Airflow and all runs.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 #: Requests for XComs that showing the first of a thousand songs, and then all of them, may take.
 MAX_FIRST_REQUESTS, MAX_REQUESTS = 6, 70

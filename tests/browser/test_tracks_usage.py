@@ -11,7 +11,7 @@ from tests.browser.environment import Environment, Runs
 from tests.browser.pages import card, change_songs, open_tab, play_button, player
 
 # The first test waits for Airflow and all runs.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def test_only_one_song_plays_at_a_time(env: Environment, runs: Runs, page: Page) -> None:

@@ -24,7 +24,7 @@ _VERSIONS = sorted(
 STOCK_AIRFLOWS = [_VERSIONS[0], _VERSIONS[-1]]
 
 #: Seconds that a command may take. Airflow starts slowly on a busy machine.
-TIMEOUT = 240.0
+TIMEOUT = 600.0
 
 
 class StockAirflow:

@@ -25,7 +25,7 @@ SANDBOX = r"python -m airflow_provider_whisul\.sandbox\b"
 #: The commands that are too large for here, and what runs them: a file or folder of the repository.
 ELSEWHERE = {
     r"make ": "Makefile",
-    r"\.ci/run$": ".ci/run",
+    r"\.ci/run( --all)?$": ".ci/run",
     r"pip (install|wheel)( --\S+( dist)?)* (\.|dist/airflow_provider_whisul-\*\.whl)$": "dev/make_venv.sh",
     r"python3 -m venv [\w-]+$": "dev/make_venv.sh",
     r"\. [\w-]+/bin/activate$": "dev/make_venv.sh",

@@ -16,7 +16,7 @@ APPROVE, ASK = "whisul_approve_songs", "whisul_ask_before_paying"
 ASK_ABOVE = 2
 #: The states in which a task waits for a person, and holds no worker: the first one until Airflow 3.2.
 WAITING = ("deferred", "awaiting_input")
-ANSWER_TIMEOUT = 300.0
+ANSWER_TIMEOUT = 1200.0
 
 CHOOSE_FROM = read_prompts(Path(__file__).resolve().parents[2] / "example_dags" / f"{APPROVE}.py")
 JINGLES = [f"a jingle for door number {number}" for number in range(1, 5)]

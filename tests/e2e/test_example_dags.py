@@ -32,7 +32,7 @@ from tests.support.reconciliation import differences, printed_ledger, read_machi
 from tests.support.servers import fetched
 
 # The first test also waits for Airflow and for all the runs.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 PROMPTS = read_prompts(EXAMPLE_DAGS / f"{NIGHTLY}.py")
 KEPT_PROMPTS = read_prompts(EXAMPLE_DAGS / f"{KEEP}.py")

@@ -13,7 +13,7 @@ from airflow_provider_whisul.state.state_store import prompt_fingerprint
 from tests.e2e.conftest import BATCH_SONGS, KEEP, ONE_SONG, THOUSAND, Finished
 
 # The first test also waits for Airflow and for all the runs.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 Event = dict[str, Any]
 TIMEOUT = 180.0

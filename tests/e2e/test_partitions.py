@@ -7,7 +7,7 @@ import pytest
 from tests.e2e.conftest import ALBUM, ALBUMS, RUN_TIMEOUT, Finished
 
 # The first test also waits for Airflow and for all the runs.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def test_a_dag_that_is_scheduled_by_partitions_runs_once_for_each_partition_key(finished: Finished) -> None:

@@ -11,7 +11,7 @@ from tests.e2e.conftest import Finished
 from tests.e2e.people import APPROVE, ASK, ASK_ABOVE, CASES, CHOOSE_FROM, JINGLES, WAITING
 
 # The first test also waits for Airflow and for all the runs.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def _states(finished: Finished, case: str) -> dict[str, str | None]:

@@ -39,7 +39,7 @@ def _run_try(sandbox: Sandbox, home: Path, number: int, *arguments: str, state_p
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
-        timeout=100,
+        timeout=250,
     )
     assert done.returncode == (-signal.SIGKILL if "die" in arguments else 0), done.stdout
     return done.stdout

@@ -12,7 +12,7 @@ from tests.e2e.crash.stage import Stage, crashes
 from tests.s3.moto_process import moto_server
 
 # The first test also waits for Airflow and for all the songs.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 CONNECTION = "AIRFLOW_CONN_WHISUL_STATE"
 

@@ -37,7 +37,7 @@ CRASH_DAGS = Path(__file__).parent / "dags"
 CRASHES, OUTAGE = "whisul_crashes", "whisul_outage"
 SCHEDULER_KILLED, TRIGGERER_KILLED = "whisul_scheduler_killed", "whisul_triggerer_killed"
 OUTAGE_SECONDS = 60.0
-TIMEOUT = 600.0
+TIMEOUT = 1200.0
 
 #: Seconds that a request may take, longer than a busy machine stands still: a submission that is given up is paid for
 #: again. A try after a lost response waits five more than that.

@@ -10,7 +10,7 @@ from tests.e2e.crash.cases import CrashTests
 from tests.e2e.crash.stage import Stage, crashes
 
 # The first test also waits for Airflow and for all the songs.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")

@@ -223,7 +223,7 @@ class TestSizes:
             return completed_job(job_id, titles[job_id]) if job.completed else job
 
         async def main(make: MakeBatch) -> None:
-            batch = make(numbered_prompts(1000))
+            batch = make(numbered_prompts(400))
             results = await batch.attempt()
             assert {result["job_id"]: result["song"]["title"] for result in results} == titles
             assert min(len(json.dumps(event)) for event in batch.events[:-1]) > MAX_ENTRY_BYTES - 5_000

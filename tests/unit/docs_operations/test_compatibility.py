@@ -17,30 +17,40 @@ PYPROJECT = (REPOSITORY / "pyproject.toml").read_text()
 VERSIONS = sorted(
     path.stem.removeprefix("airflow-") for path in (REPOSITORY / "constraints").glob("airflow-[0-9]*.txt")
 )
-#: Airflow, Python and the commands of each row of the first table.
-ROWS = [
-    (airflow, python, re.findall(r"`make ([\w.-]+)`", commands))
-    for airflow, python, commands in re.findall(r"^\| (\d[\d.]+) \| (\d[\d.]+) \| ([^|]+) \|", PAGE, re.MULTILINE)
-]
+#: Airflow, Python and the commands of each row of the first table: those of each change, and those of each week.
+OF_A_CHANGE, OF_A_WEEK = (
+    [
+        (row[0], row[1], re.findall(r"`make ([\w.-]+)`", row[column]))
+        for row in re.findall(r"^\| (\d[\d.]+) \| (\d[\d.]+) \|([^|]*)\|([^|]*)\|", PAGE, re.MULTILINE)
+    ]
+    for column in (2, 3)
+)
+ROWS = OF_A_CHANGE + OF_A_WEEK
 NEWEST = max(VERSIONS, key=lambda version: [int(part) for part in version.split(".")])
 
 
-@pytest.fixture(scope="module")
-def suites() -> list[str]:
-    """The targets that .ci/run makes beside `make test` and the cluster."""
-    command = ["make", "--no-print-directory", "--silent", "suites"]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split()
+def suites_of_versions(target: str) -> set[str]:
+    """Return the suites that a target of make lists and that have a row in the table."""
+    command = ["make", "--no-print-directory", "--silent", target]
+    suites = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split()
+    return {suite for suite in suites if re.search(r"\d|browser|lowest|s3", suite)}
 
 
 def test_the_rows_are_the_versions_with_constraints() -> None:
     assert sorted({airflow for airflow, _, _ in ROWS}) == VERSIONS
 
 
-def test_every_suite_of_a_version_has_its_row(suites: list[str]) -> None:
-    named = [command for _, _, commands in ROWS for command in commands]
+@pytest.mark.parametrize(
+    ("rows", "target", "others"),
+    [(OF_A_CHANGE, "suites", {"test", "test-cluster"}), (OF_A_WEEK, "weekly-suites", set())],
+    ids=["change", "week"],
+)
+def test_every_suite_of_a_version_has_its_row(
+    rows: list[tuple[str, str, list[str]]], target: str, others: set[str]
+) -> None:
+    named = [command for _, _, commands in rows for command in commands]
     assert len(named) == len(set(named))
-    of_versions = {suite for suite in suites if re.search(r"\d|browser|lowest|s3", suite)}
-    assert set(named) == of_versions | {"test", "test-cluster"}
+    assert set(named) == suites_of_versions(target) | others
 
 
 def test_a_command_is_in_the_row_of_its_version() -> None:

@@ -188,8 +188,10 @@ def test_the_rate_recovers_from_the_minimum_within_two_hours() -> None:
     for _ in range(40):
         client.trip()
     assert client.rate == MIN_RATE
-    client.work(2 * 3600)
-    assert client.rate > 10
+    began = client.now
+    while client.rate <= 10:
+        client.work(60)
+        assert client.now - began <= 2 * 3600
 
 
 def test_a_configured_limit_is_the_initial_rate_and_never_exceeded() -> None:
