@@ -131,6 +131,7 @@ class WhisulHook(BaseHook):
         *,
         before_send: Callable[[], None] | None = None,
         before_wait: Callable[[], None] | None = None,
+        on_refused: Callable[[], None] | None = None,
         submission: SubmissionId | None = None,
     ) -> str:
         """
@@ -140,10 +141,13 @@ class WhisulHook(BaseHook):
         a CDN, or where it never left this machine.
 
         :param prompt: The description of the song, in plain language.
-        :param before_send: Called once, when the rate limiter has permitted the request and just before it is sent. A
-            task that is killed before that has certainly submitted nothing. What it raises stops the submission. Also
-            called before a :class:`WhisulAmbiguousSubmitError` of a submission that an earlier try has begun.
+        :param before_send: Called when the rate limiter has permitted the request and just before it is sent, once or
+            again after each ``on_refused``. A task that is killed before that has certainly submitted nothing. What it
+            raises stops the submission. Also called before a :class:`WhisulAmbiguousSubmitError` of a submission that
+            an earlier try has begun.
         :param before_wait: Called before each wait of more than 0.1 s. What it raises stops the submission.
+        :param on_refused: Called where the request that ``before_send`` was called for has certainly made no job.
+            ``before_send`` is called anew then before it is sent again. What it raises is logged.
         :param submission: What the submission is called, so that it is made once: where the ledger has a job of this
             submission and prompt, that job is returned, and nothing is sent. None for a submission of its own.
         :return: The job's id.
@@ -158,7 +162,7 @@ class WhisulHook(BaseHook):
         :raises WhisulStateError: The ledger cannot be read or written. Nothing was sent.
         """
         request = generate_request(prompt)
-        entry = Submitting(prompt, submission, self.whisul_conn_id, self.clock, before_send, before_wait)
+        entry = Submitting(prompt, submission, self.whisul_conn_id, self.clock, before_send, before_wait, on_refused)
 
         def read(response: Response) -> str:
             if response.status == 400:

@@ -6,11 +6,13 @@ In ``<state folder>/ledger/<account>/<day, UTC>/`` each submission has a small f
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from airflow_provider_whisul.api.connection import ConnectionSettings
+from airflow_provider_whisul.exceptions import WhisulStateError
 from airflow_provider_whisul.ledger.entries import (
     Entry,
     Outcome,
@@ -20,6 +22,8 @@ from airflow_provider_whisul.ledger.entries import (
 from airflow_provider_whisul.state.retention import LEDGER
 from airflow_provider_whisul.state.state_path import state_folder
 from airflow_provider_whisul.storage.documents import DocumentFolder
+
+log = logging.getLogger(__name__)
 
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
@@ -126,6 +130,21 @@ class AccountLedger:
         :param file: The file's name.
         """
         self.folder.delete(f"{self.path}/{day}/{file}")
+
+    def withdraw(self, day: str, file: str) -> bool:
+        """
+        Remove the entry of a submission that certainly made no job. Where that fails, a warning says so.
+
+        :param day: The day.
+        :param file: The file's name.
+        :return: Whether it was removed.
+        """
+        try:
+            self.delete(day, file)
+        except WhisulStateError as error:
+            log.warning("The ledger counts one submission too many, which made no job. %s", error)
+            return False
+        return True
 
     def record_outcome(self, job_id: str, outcome: Outcome, now: float) -> None:
         """

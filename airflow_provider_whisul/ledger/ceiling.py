@@ -71,12 +71,17 @@ class DayCeiling:
                     return False
             if ceiling is None:
                 return True
-            others = (dag_of_submission(name) for name in ledger.files(day) if name != file)
-            dags = [dag for dag in others if dag is not None]
-            # The ledger first: what it refuses takes no place from the other machines.
-            if len(dags) < ceiling and self._count(store, ceiling):
-                return True
-            ledger.delete(day, file)
+            try:
+                others = (dag_of_submission(name) for name in ledger.files(day) if name != file)
+                dags = [dag for dag in others if dag is not None]
+                # The ledger first: what it refuses takes no place from the other machines.
+                if len(dags) < ceiling and self._count(store, ceiling):
+                    return True
+            except BaseException:
+                ledger.withdraw(day, file)
+                self.withdraw()
+                raise
+            ledger.withdraw(day, file)
         raise WhisulBudgetExceededError(_message(entry.conn_id, dags, ceiling, now))
 
     def withdraw(self) -> None:

@@ -3,13 +3,15 @@ One submission in the ledger, from just before its POST to what is known of it a
 
 The entry is there only while a request is on its way, and from its response on. A certain refusal removes it, also one
 after which the request is sent again: a try that waits minutes for the rate limiter holds nothing, and of two tries
-that make the same submission the second finds what the first has got.
+that make the same submission the second finds what the first has got. The task's own record of its intent, which
+``before_send`` makes and ``on_refused`` discards, is there for as long.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from secrets import token_hex
 from typing import TypeVar
@@ -74,8 +76,9 @@ class Submitting:
     :param submission: What the submission is called; None for one of its own.
     :param conn_id: The Airflow connection.
     :param clock: The time and sleep.
-    :param before_send: Called once when the entry is there, before anything is sent.
+    :param before_send: Called when the entry is there, before anything is sent; again after each ``on_refused``.
     :param before_wait: Called before each wait of more than :data:`SHORT_WAIT`.
+    :param on_refused: Called where what ``before_send`` was called for has certainly made no job.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Submitting:
         clock: Clock,
         before_send: Callable[[], None] | None = None,
         before_wait: Callable[[], None] | None = None,
+        on_refused: Callable[[], None] | None = None,
     ) -> None:
         self._prompt = prompt
         self._submission = submission or current_task()
@@ -94,6 +98,8 @@ class Submitting:
         self._clock = clock
         self._before_send = before_send
         self._before_wait = before_wait
+        self._on_refused = on_refused
+        self._is_intended = False
         self._attempt = token_hex(8)
         key = self._attempt * 2 if submission is None else submission.key(prompt)
         self._file = submission_file(key, self._submission.dag_id)
@@ -121,6 +127,7 @@ class Submitting:
                 # A block has begun meanwhile, and a request during it would prolong it.
                 self.withdraw()
             except BaseException:
+                self.withdraw()
                 rate_limiter.give_back(permit)
                 raise
             rate_limiter.give_back(permit)
@@ -153,12 +160,8 @@ class Submitting:
                 "writable. Nothing was sent."
             )
         if opened:
-            try:
-                self._call_before_send()
-                self._refresh(settings)
-            except BaseException:
-                self.withdraw()
-                raise
+            self._call_before_send()
+            self._refresh(settings)
         return opened
 
     def wait_for_other(self, settings: ConnectionSettings) -> None:
@@ -210,7 +213,9 @@ class Submitting:
             log.error("The prompt became job %s, which could not be written into the ledger. %s", job_id, error)
         except BaseException:
             # The task is just being ended, and nothing else knows of the job.
-            log.error("The prompt became job %s, which could not be written into the ledger.", job_id)
+            log.error("The task was ended when it had submitted job %s, which is paid for.", job_id)
+            with suppress(WhisulStateError):
+                ledger.write(day, self._file, entry.accepted(job_id))
             raise
 
     def end(self, error: BaseException) -> None:
@@ -232,15 +237,13 @@ class Submitting:
             log.warning("%s", failure)
 
     def withdraw(self) -> None:
-        """Remove the entry: certainly nothing was submitted."""
+        """Remove the entry, and have the intent discarded: certainly nothing was submitted."""
+        # First: another try that waits for this entry begins to submit once it is gone, and records that.
+        self._discard_intent()
         if self._open is None:
             return
         ledger, day, _ = self._open
-        try:
-            ledger.delete(day, self._file)
-        except WhisulStateError as failure:
-            log.warning("The ledger counts one submission too many, which made no job. %s", failure)
-        else:
+        if ledger.withdraw(day, self._file):
             self._open = None
             self._ceiling.withdraw()
 
@@ -326,6 +329,7 @@ class Submitting:
             raise AlreadySubmitted(other.job_id)
         # So that the record of the task says that it was submitted, and a later try does not find the same entry.
         self._call_before_send()
+        self._is_intended = False
         raise submission_error(
             WhisulConnectionError(
                 f"Another try of this task has begun to submit it at {utc(other.at)}, and it is not known which job "
@@ -334,9 +338,22 @@ class Submitting:
         )
 
     def _call_before_send(self) -> None:
-        if self._before_send is not None:
+        if self._before_send is not None and not self._is_intended:
+            # Also where it fails: it may have come so far.
+            self._is_intended = True
             self._before_send()
-            self._before_send = None
+
+    def _discard_intent(self) -> None:
+        if self._on_refused is None or not self._is_intended:
+            return
+        self._is_intended = False
+        try:
+            self._on_refused()
+        except WhisulStateError as error:
+            # The caller has an error of its own, or is about to send the request again.
+            log.warning(
+                "%s So the record of this task says that it may have submitted a song, which it has not.", error
+            )
 
     def _await(self, ledger: AccountLedger, days: list[str], timeout: float) -> Entry | None:
         """Return the entry, once its response is there or is lost; None where there is none, or no longer."""

@@ -8,10 +8,15 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_provider_whisul.api.price import count_songs, in_brackets
-from airflow_provider_whisul.exceptions import WhisulAmbiguousSubmitError, WhisulError, WhisulInvalidInputError
+from airflow_provider_whisul.exceptions import (
+    WhisulAmbiguousSubmitError,
+    WhisulError,
+    WhisulInvalidInputError,
+    WhisulStateError,
+)
 from airflow_provider_whisul.operators.submission import submission_id
 from airflow_provider_whisul.rate_limit.backoff import NotBefore, throttled_until
-from airflow_provider_whisul.state.batch_song import PENDING
+from airflow_provider_whisul.state.batch_song import PENDING, BatchSong
 from airflow_provider_whisul.state.batch_state import BatchState
 from airflow_provider_whisul.state.song_state import OnAmbiguousSubmit
 from airflow_provider_whisul.text import count, excerpt
@@ -101,9 +106,16 @@ class BatchSubmitter:
         :raises WhisulError: No job is running, or the error would fail every poll too.
         """
         try:
-            return self._submit_all(ambiguous, on_progress, too_late=too_late)
-        finally:
-            self._save_unsaved()
+            submissions = self._submit_all(ambiguous, on_progress, too_late=too_late)
+        except BaseException:
+            try:
+                self._save_unsaved()
+            except WhisulStateError as error:
+                # What ended the submitting says more.
+                self.hook.log.warning("%s", error)
+            raise
+        self._save_unsaved()
+        return submissions
 
     def _submit_all(self, ambiguous: int, on_progress: Callable[[float], None], *, too_late: bool) -> Submissions:
         state, log, clock = self.state, self.hook.log, self.hook.clock
@@ -120,10 +132,10 @@ class BatchSubmitter:
             if song.status == "failed":
                 log.warning("Submitting %r again. %s", excerpt(song.prompt), song.error)
             try:
-                job_id = self._generate(index)
+                job_id = self._generate(index, before)
             except WhisulAmbiguousSubmitError as error:
                 # Left as it is: the next try of the task finds it so, and this one continues with the others.
-                song.error = str(error)
+                state.songs[index].error = str(error)
                 log.warning("prompts[%d], %r: %s", index, excerpt(song.prompt), error)
                 ambiguous += 1
             except WhisulInvalidInputError as error:
@@ -168,7 +180,7 @@ class BatchSubmitter:
             log.info("Submitted %s", count_songs(state.submitted - began_with, price))
         return Submissions(len(waiting), None, ambiguous)
 
-    def _generate(self, index: int) -> str:
+    def _generate(self, index: int, before: BatchSong) -> str:
         state, song = self.state, self.state.songs[index]
         # Without a record all tries would have the same numbers, and a try that is to submit would find earlier jobs.
         called = submission_id(self.context, number=song.number + 1, index=index) if state.durable else None
@@ -176,6 +188,7 @@ class BatchSubmitter:
             song.prompt,
             before_send=partial(state.record_intent, index),
             before_wait=state.save_unsaved,
+            on_refused=partial(state.discard_intent, index, before),
             submission=called,
         )
 

@@ -286,16 +286,15 @@ class WhisulGenerateOperator(LineageMixin, WhisulDeferrableMixin, BaseOperator):
         called = submission_id(context, number=state.number) if state.durable else None
         try:
             job_id = self.hook.generate(
-                self.prompt, before_send=lambda: state.record_intent(self.clock.time()), submission=called
+                self.prompt,
+                before_send=lambda: state.record_intent(self.clock.time()),
+                on_refused=state.discard_intent,
+                submission=called,
             )
         except WhisulAmbiguousSubmitError as error:
             final = self.on_ambiguous_submit == "fail"
             cls = WhisulAmbiguousSubmitFinalError if final else WhisulAmbiguousSubmitError
             raise cls(f"{error} {cls.outlook}", http_status=error.http_status) from None
-        except WhisulError:
-            # Certainly no job was made: the next try has nothing to warn of.
-            state.discard_intent()
-            raise
         # The time of the response: before it, the rate limiter may have waited for minutes.
         submission = Submission(job_id, self.clock.time())
         # A task that does not wait has all that it is asked for.

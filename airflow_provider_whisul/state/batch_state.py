@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypedDict
 
 from airflow_provider_whisul.state.batch_head import HEAD_KEY, SEGMENT_SONGS, BatchHead, segment_key
@@ -238,6 +238,16 @@ class BatchState:
         song.status, song.job_id, song.song = "submitting", None, None
         song.error = "The response to its submission was lost, so it may have been paid for."
         song.count_submission(index)
+        self.save([index])
+
+    def discard_intent(self, index: int, before: BatchSong) -> None:
+        """
+        Store a song as it was before :meth:`record_intent`: the submission has certainly made no job.
+
+        :param index: The song's index.
+        :param before: The song as it was.
+        """
+        self.songs[index] = replace(before)
         self.save([index])
 
     def reuse_number(self, index: int) -> None:

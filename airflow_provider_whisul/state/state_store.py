@@ -141,8 +141,8 @@ def _airflow_errors(action: str) -> Iterator[None]:
         raise WhisulStateError(
             f"Could not {action} this task's record in Airflow's task state store: {quote(str(error))} "
             f"({type(error).__name__}). It says what the task has submitted, and without it a song could be paid for "
-            "twice. If this task was cleared or marked while it ran, Airflow refuses what its old try still writes, and "
-            "the next try goes on. If not, see whether Airflow's API server responds."
+            "twice. If this task was cleared or marked while it ran, Airflow refuses what its old try still writes. If "
+            "not, see whether Airflow's API server responds."
         ) from error
 
 

@@ -205,7 +205,11 @@ class Stage:
         return [request for request in self.requests() if request.method == "GET" and request.job_id in jobs]
 
     def is_polled(self, *task_ids: str) -> bool:
-        return all(self.polls(task_id) for task_id in task_ids)
+        polled = {task_id for task_id in task_ids if self.polls(task_id)}
+        # Else it would be waited for until the timeout.
+        over = [task_id for task_id in task_ids if task_id not in polled and self.is_over(task_id)]
+        assert not over, f"Tasks have ended without a poll: {over}.\n{self.states()}"
+        return len(polled) == len(task_ids)
 
     def xcom(self, task_id: str) -> Any:
         """Return what the task has returned, None for nothing."""

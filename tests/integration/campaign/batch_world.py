@@ -134,6 +134,7 @@ class KillableBatchHook(WhisulHook):
         *,
         before_send: Callable[[], None] | None = None,
         before_wait: Callable[[], None] | None = None,
+        on_refused: Callable[[], None] | None = None,
         submission: SubmissionId | None = None,
     ) -> str:
         def before_post() -> None:
@@ -142,7 +143,13 @@ class KillableBatchHook(WhisulHook):
                 before_send()
             self._reach(Interruption.BEFORE_POST)
 
-        job_id = super().generate(prompt, before_send=before_post, before_wait=before_wait, submission=submission)
+        job_id = super().generate(
+            prompt,
+            before_send=before_post,
+            before_wait=before_wait,
+            on_refused=on_refused,
+            submission=submission,
+        )
         self._reach(Interruption.AFTER_POST)
         self.spared -= 1
         return job_id

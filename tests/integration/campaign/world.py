@@ -214,6 +214,7 @@ class KillableHook(WhisulHook):
         *,
         before_send: Callable[[], None] | None = None,
         before_wait: Callable[[], None] | None = None,
+        on_refused: Callable[[], None] | None = None,
         submission: SubmissionId | None = None,
     ) -> str:
         def before_post() -> None:
@@ -222,7 +223,13 @@ class KillableHook(WhisulHook):
             if self.interruption is Interruption.BEFORE_POST:
                 raise Killed(self.interruption)
 
-        job_id = super().generate(prompt, before_send=before_post, before_wait=before_wait, submission=submission)
+        job_id = super().generate(
+            prompt,
+            before_send=before_post,
+            before_wait=before_wait,
+            on_refused=on_refused,
+            submission=submission,
+        )
         if self.interruption is Interruption.AFTER_POST:
             raise Killed(self.interruption)
         return job_id

@@ -346,7 +346,7 @@ class TestAmbiguousSubmission:
         song = task(**SUBMIT_ONLY)
         operator = song.operator()
 
-        def die(prompt: str, *, before_send: Callable[[], None], submission: object) -> str:
+        def die(prompt: str, *, before_send: Callable[[], None], **_: object) -> str:
             before_send()
             raise Killed
 

@@ -134,6 +134,7 @@ class MortalHook(WhisulHook):
         *,
         before_send: Callable[[], None] | None = None,
         before_wait: Callable[[], None] | None = None,
+        on_refused: Callable[[], None] | None = None,
         submission: SubmissionId | None = None,
     ) -> str:
         self._submissions += 1
@@ -144,7 +145,9 @@ class MortalHook(WhisulHook):
                 before_send()
             self._reach("before POST")
 
-        job_id = super().generate(prompt, before_send=record_intent, before_wait=before_wait, submission=submission)
+        job_id = super().generate(
+            prompt, before_send=record_intent, before_wait=before_wait, on_refused=on_refused, submission=submission
+        )
         self._reach("in ledger")
         return job_id
 
