@@ -59,7 +59,7 @@ class Clock:
 
     :param time: Returns the time in Unix seconds. Deadlines are kept on this wall clock, since they outlive a machine.
     :param monotonic: Returns the seconds of a clock that nobody sets. All processes of a machine share it, until the
-        machine restarts.
+        machine restarts. On Linux it stands still while the machine is suspended.
     :param sleep: Sleeps for a number of seconds.
     :param async_sleep: Sleeps for a number of seconds without blocking the event loop.
     :param random: Returns a number from 0 up to 1, for jitter.

@@ -378,7 +378,9 @@ class WhisulHook(BaseHook):
 
     def _exchange(self, request: Request) -> Response:
         proxy, ca = find_proxy(self.settings.base_url + request.path), self._ca
-        if request.method == "POST" and self.clock.monotonic() - self._used_at > IDLE_SECONDS:
+        # By both clocks: the monotonic one stands still while the machine is suspended, the other one may be put back.
+        idle = max(self.clock.time() - self._last_response_at, self.clock.monotonic() - self._used_at)
+        if request.method == "POST" and idle > IDLE_SECONDS:
             # A submission must not meet a connection that the server is just closing: nobody could tell if it arrived.
             self._session.close()
         response = exchange(self._session, request, self.settings, verify=ca, proxy=proxy, now=self.clock.time)

@@ -87,6 +87,21 @@ class TestGenerate:
         hook.generate("two")
         assert len({request.connection for request in sandbox.requests}) == connections
 
+    @pytest.mark.parametrize(
+        ("monotonic", "wall"),
+        [pytest.param(1, 3600, id="the machine was suspended"), pytest.param(10, -3600, id="the clock was put back")],
+    )
+    def test_a_submission_uses_no_connection_that_was_idle_for_long_by_one_clock_only(
+        self, sandbox: Sandbox, hook: WhisulHook, clock: FakeClock, monotonic: float, wall: float
+    ) -> None:
+        """Linux's monotonic clock stands still while the machine is suspended, and the server's does not."""
+        hook.generate("one")
+        clock.now += monotonic
+        clock.wall_ahead += wall
+        hook.generate("two")
+        assert statuses(sandbox, "POST") == [202, 202]
+        assert len({request.connection for request in sandbox.requests}) == 2
+
     @pytest.mark.parametrize("prompt", ["", "  \n", None, 7, ["a song"]])
     def test_a_prompt_that_is_empty_or_no_string_is_never_sent(
         self, sandbox: Sandbox, hook: WhisulHook, prompt: object
