@@ -1,21 +1,51 @@
-"""What is said of songs that could not be stored."""
+"""What is said of songs that could not be stored, or were not made."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
 from airflow_provider_whisul.api.models import Song
-from airflow_provider_whisul.exceptions import WhisulError, WhisulMediaExpiredError
+from airflow_provider_whisul.exceptions import WhisulError, WhisulInvalidInputError, WhisulMediaExpiredError
 from airflow_provider_whisul.storage.manifest import SkippedSong
 from airflow_provider_whisul.text import excerpt, quote
 
 #: How many songs an error names. The task's log names all of them.
 MAX_NAMED_SONGS = 20
 
+#: Airflow's trigger rules of a task that is to run although tasks before it have failed. Not each Airflow has all.
+RULES_AFTER_FAILURES = (
+    "all_done",
+    "all_done_min_one_success",
+    "all_done_setup_success",
+    "all_failed",
+    "always",
+    "none_skipped",
+    "one_done",
+    "one_failed",
+)
+
 #: A song, and why it could not be stored.
 Failure = tuple[Song, WhisulError]
+
+
+def no_song_to_store(songs: object, trigger_rule: str) -> AirflowSkipException | WhisulInvalidInputError:
+    """
+    Return what a task ends with whose songs have all failed before it.
+
+    A task that takes one result of a batch is skipped: the batch has succeeded, so its ``max_failures`` allows for the
+    failed song. With a trigger rule that lets a task run after failures the batch may have failed as well, and a run
+    without a single song would be a success. So would one after a batch none of whose songs was made.
+
+    :param songs: What the task was given.
+    :param trigger_rule: The task's trigger rule.
+    """
+    if isinstance(songs, Mapping) and trigger_rule not in RULES_AFTER_FAILURES:
+        return AirflowSkipException("This song failed, which the task before this one allows. Nothing was stored.")
+    return WhisulInvalidInputError(
+        "There is no song to store: no task before this one has returned a song to it. Nothing was stored."
+    )
 
 
 def not_polled(expired: WhisulMediaExpiredError, outage: WhisulError) -> WhisulError:

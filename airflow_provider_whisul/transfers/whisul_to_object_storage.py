@@ -10,14 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowSkipException, BaseOperator
+from airflow.providers.common.compat.sdk import AirflowException, BaseOperator
 
 from airflow_provider_whisul.api.connection import DEFAULT_CONN_ID
 from airflow_provider_whisul.api.models import Song
 from airflow_provider_whisul.exceptions import (
     WhisulError,
     WhisulFileExistsError,
-    WhisulInvalidInputError,
     WhisulMediaError,
     WhisulMediaExpiredError,
     WhisulStorageError,
@@ -39,7 +38,13 @@ from airflow_provider_whisul.transfers.asset_events import (
     read_partition_keys,
     set_asset_events,
 )
-from airflow_provider_whisul.transfers.failures import Failure, failed_song, not_polled, too_many_failures
+from airflow_provider_whisul.transfers.failures import (
+    Failure,
+    failed_song,
+    no_song_to_store,
+    not_polled,
+    too_many_failures,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -82,6 +87,8 @@ class WhisulToObjectStorageOperator(LineageMixin, WhisulTaskMixin, BaseOperator)
         ``sha256`` and ``content_type``. Each of ``failed`` has ``job_id``, ``prompt`` and ``error``.
     :raises ValueError: When the DAG file is read: an argument is out of range, or ``partition_key`` is given to an
         Airflow that has no partitions, or without outlets that can have them.
+    :raises AirflowSkipException: ``songs`` is one result of a batch, whose song has failed, and the task's trigger rule
+        is none that lets it run after failures.
     :raises WhisulInvalidInputError: All songs have failed, ``songs`` holds something else, a partition key is blank or
         longer than 250 characters, or ``destination`` does not name a folder, or leads out of it. Where ``destination``
         is no template, the latter is raised when the DAG file is read.
@@ -157,13 +164,8 @@ class WhisulToObjectStorageOperator(LineageMixin, WhisulTaskMixin, BaseOperator)
         songs, skipped = read_songs(self.songs)
         for skipped_song in skipped:
             self.log.warning("Skipped %r: %s", excerpt(skipped_song["prompt"] or ""), skipped_song["error"])
-        if skipped and not songs and isinstance(self.songs, Mapping) and self.trigger_rule == "all_success":
-            raise AirflowSkipException("This song failed, which the task before this one allows. Nothing was stored.")
         if skipped and not songs:
-            # With trigger_rule="all_done" a night without a single song would be a success.
-            raise WhisulInvalidInputError(
-                "There is no song to store: none of the tasks before this one has made one. Nothing was stored."
-            )
+            raise no_song_to_store(self.songs, self.trigger_rule)
         store = ObjectStore.from_destination(self.destination, self.storage_conn_id)
         existing_files = store.list_files()
         manifest = self._empty_manifest(context, store)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowSkipException
+from airflow.providers.common.compat.sdk import AirflowSkipException, TriggerRule
 from fsspec.implementations.local import LocalFileSystem
 
 from airflow_provider_whisul.exceptions import (
@@ -35,6 +35,24 @@ from tests.integration.storage.helpers import (
 )
 from tests.support.clock import FakeClock
 from tests.support.servers import fetched
+
+#: One result of a batch.
+FAILED = {"status": "failed", "job_id": None, "prompt": "a waltz", "song": None, "error": "It failed."}
+
+#: The trigger rules of this Airflow. Airflow 2 replaces two old ones by others, with a warning.
+TRIGGER_RULES = sorted({rule.value for rule in TriggerRule} - {"dummy", "none_failed_or_skipped"})
+#: Those of a task that is not to run after failures, and those of a task that is. Not each Airflow has all of them.
+RULES_WITHOUT_FAILURES = {"all_skipped", "all_success", "none_failed", "none_failed_min_one_success", "one_success"}
+RULES_AFTER_FAILURES = {
+    "all_done",
+    "all_done_min_one_success",
+    "all_done_setup_success",
+    "all_failed",
+    "always",
+    "none_skipped",
+    "one_done",
+    "one_failed",
+}
 
 
 def test_audio_cover_and_metadata_are_stored_and_last_of_all_the_manifest(
@@ -148,16 +166,34 @@ class TestSongsFromUpstreamTasks:
             transfer(songs)
         assert not folder.exists() or not list(folder.iterdir())
 
-    @pytest.mark.parametrize("trigger_rule", ["all_success", "all_done"])
+    @pytest.mark.parametrize("trigger_rule", [rule for rule in TRIGGER_RULES if rule in RULES_WITHOUT_FAILURES])
     def test_a_mapped_transfer_of_a_song_that_failed_is_skipped_where_the_batch_has_succeeded(
         self, transfer: Transfer, folder: Path, trigger_rule: str
     ) -> None:
-        """With another trigger rule the batch may have failed, and such a run must not succeed."""
-        expected = AirflowSkipException if trigger_rule == "all_success" else WhisulInvalidInputError
-        failed = {"status": "failed", "job_id": None, "prompt": "a waltz", "song": None, "error": "It failed."}
-        with pytest.raises(expected, match="Nothing was stored"):
-            transfer(failed, trigger_rule=trigger_rule)
-        assert not folder.exists() or not list(folder.iterdir())
+        with pytest.raises(AirflowSkipException, match="Nothing was stored"):
+            transfer(FAILED, trigger_rule=trigger_rule)
+        assert not folder.exists()
+
+    @pytest.mark.parametrize("trigger_rule", [rule for rule in TRIGGER_RULES if rule in RULES_AFTER_FAILURES])
+    def test_a_mapped_transfer_of_a_song_that_failed_fails_where_the_batch_may_have_failed(
+        self, transfer: Transfer, folder: Path, trigger_rule: str
+    ) -> None:
+        """Such a run must not succeed. The batch may have made other songs, so the error speaks of this task alone."""
+        with pytest.raises(WhisulInvalidInputError, match="has returned a song to it. Nothing was stored"):
+            transfer(FAILED, trigger_rule=trigger_rule)
+        assert not folder.exists()
+
+    def test_each_trigger_rule_of_this_airflow_either_runs_after_failures_or_does_not(self) -> None:
+        """A rule that Airflow adds needs a decision: with one that it does not know, the transfer skips the song."""
+        assert set(TRIGGER_RULES) <= RULES_WITHOUT_FAILURES | RULES_AFTER_FAILURES
+
+    @pytest.mark.parametrize("trigger_rule", ["all_success", "none_failed", "all_done"])
+    def test_a_transfer_of_a_whole_batch_without_a_song_fails_with_each_trigger_rule(
+        self, transfer: Transfer, folder: Path, trigger_rule: str
+    ) -> None:
+        with pytest.raises(WhisulInvalidInputError, match="There is no song to store"):
+            transfer([FAILED, FAILED], trigger_rule=trigger_rule)
+        assert not folder.exists()
 
     def test_a_transfer_of_an_empty_list_stores_nothing_and_succeeds(self, transfer: Transfer) -> None:
         assert transfer([])["count"] == 0
