@@ -28,7 +28,7 @@ from airflow_provider_whisul.api.outcomes import check_key, read_job, read_submi
 from airflow_provider_whisul.api.price import in_brackets
 from airflow_provider_whisul.api.transport import find_ca, find_proxy
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
-from airflow_provider_whisul.exceptions import WhisulError, WhisulJobNotFoundError
+from airflow_provider_whisul.exceptions import WhisulError, WhisulJobNotFoundError, WhisulRateLimitError
 from airflow_provider_whisul.get_provider_info import CONN_FIELDS, UI_FIELD_BEHAVIOUR
 from airflow_provider_whisul.hooks.bounded_session import bounded_session, exchange
 from airflow_provider_whisul.hooks.retrying import retrying
@@ -37,7 +37,7 @@ from airflow_provider_whisul.ledger.outcomes import OutcomeRecorder, outcome_of_
 from airflow_provider_whisul.ledger.submission_id import SubmissionId
 from airflow_provider_whisul.ledger.submitting import AlreadySubmitted, Submitting
 from airflow_provider_whisul.polling import DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, start_polling
-from airflow_provider_whisul.rate_limit.backoff import MAX_WORKER_ATTEMPTS, MAX_WORKER_WAIT
+from airflow_provider_whisul.rate_limit.backoff import MAX_WORKER_ATTEMPTS, MAX_WORKER_WAIT, NotBefore
 from airflow_provider_whisul.rate_limit.store_choice import find_redis, limiter_store
 from airflow_provider_whisul.rate_limit.worker_rate_limiter import WorkerRateLimiter
 from airflow_provider_whisul.text import excerpt, quote
@@ -240,6 +240,15 @@ class WhisulHook(BaseHook):
         if (outcome := outcome_of_job(job)) is not None:
             self.record_outcome(job_id, outcome)
         return job
+
+    def throttled_until(self, error: WhisulError) -> NotBefore | None:
+        """
+        Return when the next request may be sent after an error, as a trigger is told; None unless the key is blocked.
+
+        :param error: The error of this hook's latest request.
+        """
+        # After any other error there may be no rate limiter, as where the connection is wrong.
+        return self._rate_limiter.throttled_until(error) if isinstance(error, WhisulRateLimitError) else None
 
     def wait_for_job(
         self,

@@ -15,7 +15,7 @@ from airflow_provider_whisul.exceptions import (
     WhisulStateError,
 )
 from airflow_provider_whisul.operators.submission import submission_id
-from airflow_provider_whisul.rate_limit.backoff import NotBefore, throttled_until
+from airflow_provider_whisul.rate_limit.backoff import NotBefore
 from airflow_provider_whisul.state.batch_song import PENDING, BatchSong
 from airflow_provider_whisul.state.batch_state import BatchState
 from airflow_provider_whisul.state.song_state import OnAmbiguousSubmit
@@ -153,7 +153,7 @@ class BatchSubmitter:
                     len(waiting) - done + 1,
                     count(len(state.songs), "song"),
                 )
-                return Submissions(done - 1, throttled_until(error, clock.time()), ambiguous)
+                return Submissions(done - 1, self.hook.throttled_until(error), ambiguous)
             else:
                 ambiguous = 0
                 state.set_job(index, job_id)

@@ -34,7 +34,6 @@ from airflow_provider_whisul.polling import (
     FIRST_POLL_MAX_WAIT,
     FRAMEWORK_TIMEOUT_MARGIN,
 )
-from airflow_provider_whisul.rate_limit.backoff import throttled_until
 from airflow_provider_whisul.retry_policy import set_default_retry_policy
 from airflow_provider_whisul.state.song_state import (
     OnAmbiguousSubmit,
@@ -173,7 +172,7 @@ class WhisulGenerateOperator(LineageMixin, WhisulDeferrableMixin, BaseOperator):
                 poll_interval=self.poll_interval,
                 deadline=deadline,
                 deadline_source=source,
-                not_before=throttled_until(result, now) if isinstance(result, WhisulError) else None,
+                not_before=self.hook.throttled_until(result) if isinstance(result, WhisulError) else None,
                 submitted_at=submission.submitted_at,
                 dag_id=self.dag_id,
             ),

@@ -14,10 +14,11 @@ from airflow_provider_whisul import metrics
 from airflow_provider_whisul.api.connection import ConnectionSettings
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_whisul.rate_limit.backoff import NotBefore
-from airflow_provider_whisul.rate_limit.limiter_client import CHECK_INTERVAL, UNCHECKED_WAIT, LimiterClient
+from airflow_provider_whisul.rate_limit.block import Block
+from airflow_provider_whisul.rate_limit.limiter_client import CHECK_INTERVAL, UNCHECKED_WAIT, LimiterClient, refusal
 from airflow_provider_whisul.rate_limit.limiter_store import LimiterStore
 from airflow_provider_whisul.rate_limit.poll_queue import PollQueue, WaitingPoll
-from airflow_provider_whisul.rate_limit.rate_limiter import LEASE_SECONDS, Lease, Permit, refusal
+from airflow_provider_whisul.rate_limit.rate_limiter import LEASE_SECONDS, Lease, Permit
 from airflow_provider_whisul.rate_limit.throttle import INITIAL_RATE
 
 T = TypeVar("T")
@@ -97,8 +98,8 @@ class AsyncRateLimiter(LimiterClient):
         self._changed: asyncio.Future[None] | None = None
         self._own_429s = 0
         self._waits = 0
-        # When the next poll may be sent, whether a block is why it is not sent now, and whether its probe is out.
-        self._not_before, self._blocked, self._probing = -math.inf, False, False
+        # When the next poll may be sent, and the block, as the store had them at the latest question.
+        self._not_before, self._block = -math.inf, Block()
         self._demand, self._demand_at = 0.0, -math.inf
 
     async def acquire(self, max_wait: float | None = None, poll: WaitingPoll | None = None) -> Permit:
@@ -171,11 +172,13 @@ class AsyncRateLimiter(LimiterClient):
         """
         Pause for a 429 that a worker has met with the same key. The later of two cool-downs counts.
 
+        Where the worker has met it in the same store, the block is known there already, and is left as it is.
+
         :param not_before: When the next request may be sent.
         """
         wait = not_before.wait(self._clock.time())
         if wait > 0:
-            await self._change(partial(self._pause, wait))
+            await self._change(partial(self._pause, wait, not_before.store_id))
 
     def _change(self, change: Callable[[], T]) -> asyncio.Future[T]:
         """Start a change of the store that nothing cancels, and that may permit or forbid a request."""
@@ -199,9 +202,9 @@ class AsyncRateLimiter(LimiterClient):
     def _crowd_is_served_at(self, latest: float) -> float:
         """Return until when a poll waits longer, since others wait beside it, or refuse it."""
         now, crowd = asyncio.get_running_loop().time(), len(self._queue)
-        if crowd < 2 or self._blocked or now >= latest:
+        if crowd < 2 or self._block.active or now >= latest:
             wall = self._clock.time()
-            raise refusal(wall + max(self._not_before - now, 0.0), wall, blocked=self._blocked and not self._probing)
+            raise refusal(wall + max(self._not_before - now, 0.0), wall, self._block)
         return min(now + crowd * CROWD_SECONDS_PER_POLL, latest)
 
     def _permit_at(self, now: float) -> Permit | None:
@@ -259,8 +262,7 @@ class AsyncRateLimiter(LimiterClient):
         asked_at, own_429s = loop.time(), self._own_429s
         count = max(len(self._queue), int(self._demand * LEASE_SECONDS / _DEMAND_SECONDS))
         overdue, urgent = self._queue.overdue(asked_at), self._queue.urgent(asked_at)
-        answer, block, _ = await self._in_thread(partial(self._ask, "poll", count, overdue, urgent))
-        self._blocked, self._probing = block.active, block.probing
+        answer, self._block, _ = await self._in_thread(partial(self._ask, "poll", count, overdue, urgent))
         if not isinstance(answer, Lease):
             self._not_before = loop.time() + answer
             await self._wait(min(answer, CHECK_INTERVAL))

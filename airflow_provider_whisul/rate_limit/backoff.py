@@ -26,10 +26,13 @@ class NotBefore(NamedTuple):
 
     :param at: Unix seconds, by the clock of the machine that has met the 429.
     :param seconds: The seconds until then, when it did.
+    :param store_id: The ``store_id`` of the rate limiter that knows of the 429. None for unknown, as in a trigger of an
+        earlier version.
     """
 
     at: float
     seconds: float
+    store_id: int | None = None
 
     def wait(self, now: float) -> float:
         """
@@ -76,15 +79,18 @@ def retry_delay(error: WhisulError, step: int, jitter: float) -> float:
     return transient_delay(jitter)
 
 
-def throttled_until(error: WhisulError, now: float) -> NotBefore | None:
+def throttled_until(error: WhisulError, now: float, store_id: int | None = None) -> NotBefore | None:
     """
     Return when the next request may be sent after an error; None unless the key is blocked.
 
-    A request that the rate limiter has refused for the rate alone tells of no block.
+    After a 429 that is :func:`retry_delay`. A request that the rate limiter has refused tells of no 429 but an earlier
+    one, with what is left of its cool-down; of no block where it was refused for the rate alone.
 
     :param error: The error.
     :param now: When the error came, in Unix seconds.
+    :param store_id: The ``store_id`` of the rate limiter that the error comes from.
     """
-    blocked = isinstance(error, WhisulRateLimitError) and (error.http_status or error.cooldown) is not None
-    delay = retry_delay(error, 0, 0.0)
-    return NotBefore(now + delay, delay) if blocked else None
+    if not isinstance(error, WhisulRateLimitError):
+        return None
+    delay = error.cooldown if error.http_status is None else retry_delay(error, 0, 0.0)
+    return None if delay is None else NotBefore(now + delay, delay, store_id)

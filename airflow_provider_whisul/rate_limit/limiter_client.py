@@ -7,7 +7,9 @@ from dataclasses import replace
 
 from airflow_provider_whisul.api.connection import ConnectionSettings
 from airflow_provider_whisul.api.models import WhisulJob
-from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
+from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock, utc
+from airflow_provider_whisul.exceptions import WhisulError, WhisulRateLimitError
+from airflow_provider_whisul.rate_limit.backoff import NotBefore, throttled_until
 from airflow_provider_whisul.rate_limit.block import Block
 from airflow_provider_whisul.rate_limit.durations import Durations
 from airflow_provider_whisul.rate_limit.limiter_store import Decide, LimiterStore, T
@@ -48,6 +50,8 @@ class LimiterClient:
         self.durations = Durations()
         self.store = store
         self._clock = clock
+        # Of the store that made the latest decision.
+        self._store_id: int | None = None
         self._new_durations: list[tuple[str, float]] = []
 
     def add_job(self, job: WhisulJob) -> None:
@@ -69,6 +73,15 @@ class LimiterClient:
         if permit.probe:
             self._give_back(Lease(permit.number, 1, 0.0, 0.0, probe=True))
 
+    def throttled_until(self, error: WhisulError) -> NotBefore | None:
+        """
+        Return when the next request may be sent after an error, for a process that may have another store; None unless
+        the key is blocked.
+
+        :param error: The error of the latest request.
+        """
+        return throttled_until(error, self._clock.time(), self._store_id)
+
     def _update(self, decide: Decide[T]) -> T:
         """Make a decision in the store, with the limit that the user has set."""
         durations = self._new_durations[:]
@@ -77,7 +90,7 @@ class LimiterClient:
             limiter.configure(self.settings.max_requests_per_second)
             for job_id, seconds in durations:
                 limiter.durations.add_job(job_id, seconds)
-            self.durations = limiter.durations
+            self.durations, self._store_id = limiter.durations, limiter.store_id
             return decide(limiter, now)
 
         decision = self.store.update(decide_with_settings)
@@ -114,8 +127,15 @@ class LimiterClient:
         """Take back a lease of which nothing was used."""
         self._update(lambda limiter, now: limiter.give_back(now, lease, 0))
 
-    def _pause(self, seconds: float) -> None:
-        self._update(lambda limiter, now: limiter.pause(now, seconds))
+    def _pause(self, seconds: float, met_in: int | None) -> None:
+        """Pause for a 429 that a process has met whose store has an id. A store with that id knows of it."""
+
+        def decide(limiter: RateLimiter, now: float) -> None:
+            # By the clocks of two machines the block would become longer with each task that is told of it.
+            if limiter.store_id != met_in:
+                limiter.pause(now, seconds)
+
+        self._update(decide)
 
     def _report(self, request: int, throttled: bool | None, retry_after: float | None) -> float | None:
         """Learn from how a request ended, and return the cool-down after a 429."""
@@ -132,3 +152,20 @@ class LimiterClient:
 
     def _needs_report(self, permit: Permit, throttled: bool | None, asked_wait: float | None) -> bool:
         return bool(throttled) or permit.probe or asked_wait is not None
+
+
+def refusal(not_before: float, now: float, block: Block) -> WhisulRateLimitError:
+    """
+    Return the error for a request that the rate limiter does not permit in time.
+
+    :param not_before: When the next request may be sent, in Unix seconds.
+    :param now: The time, in Unix seconds.
+    :param block: The block as it is. Where it is the reason, and not the rate alone, the error has a cool-down.
+    """
+    # While a probe is out nobody knows when the block ends: that is no cool-down for others.
+    blocked = block.active and not block.probing
+    return WhisulRateLimitError(
+        f"Whisul limits the requests of this API key. The next one may be sent at {utc(not_before)}, which is later "
+        "than this one may wait. Nothing was sent.",
+        cooldown=max(not_before - now, 0.0) if blocked else None,
+    )

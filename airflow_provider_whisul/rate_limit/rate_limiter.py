@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from airflow_provider_whisul.clock import utc
-from airflow_provider_whisul.exceptions import WhisulRateLimitError
 from airflow_provider_whisul.rate_limit.backoff import BACKOFF_SCHEDULE
 from airflow_provider_whisul.rate_limit.block import PROBE_TIMEOUT, Block
 from airflow_provider_whisul.rate_limit.durations import Durations
@@ -107,6 +107,8 @@ class RateLimiter:
     block: Block = field(init=False, default_factory=Block)
     durations: Durations = field(init=False, default_factory=Durations)
     line: SubmissionLine = field(init=False, default_factory=SubmissionLine)
+    #: A random number that tells the store which keeps this from all others.
+    store_id: int = field(init=False, default_factory=lambda: secrets.randbits(32), compare=False)
     #: The number of the latest request.
     last_request: int = field(init=False, default=0)
     #: The number up to which requests may be of another store, whose numbers tell nothing of the blocks here. Not kept.
@@ -302,8 +304,8 @@ class RateLimiter:
 
     def forget(self) -> None:
         """Forget all that was learnt. Requests are numbered on, so that no process takes this for a lost state."""
-        last_request = self.last_request
-        vars(self).update(vars(RateLimiter(self.max_requests_per_second)), last_request=last_request)
+        kept = {"store_id": self.store_id, "last_request": self.last_request}
+        vars(self).update(vars(RateLimiter(self.max_requests_per_second)), **kept)
 
     def recover(self, throttle: Throttle, durations: Durations) -> None:
         """
@@ -382,19 +384,4 @@ class RateLimiter:
 
 
 #: The numbers that are the rate limiter's own, and are kept.
-_OWN_NUMBERS = ("last_request", "last_poll_at", "submissions_until")
-
-
-def refusal(not_before: float, now: float, *, blocked: bool) -> WhisulRateLimitError:
-    """
-    Return the error for a request that the rate limiter does not permit in time.
-
-    :param not_before: When the next request may be sent, in Unix seconds.
-    :param now: The time, in Unix seconds.
-    :param blocked: Whether a block is the reason, and not the rate alone. Then the error has a cool-down.
-    """
-    return WhisulRateLimitError(
-        f"Whisul limits the requests of this API key. The next one may be sent at {utc(not_before)}, which is later "
-        "than this one may wait. Nothing was sent.",
-        cooldown=max(not_before - now, 0.0) if blocked else None,
-    )
+_OWN_NUMBERS = ("store_id", "last_request", "last_poll_at", "submissions_until")

@@ -11,10 +11,10 @@ from airflow_provider_whisul import metrics
 from airflow_provider_whisul.api.connection import ConnectionSettings
 from airflow_provider_whisul.api.models import WhisulJob
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
-from airflow_provider_whisul.rate_limit.limiter_client import CHECK_INTERVAL, UNCHECKED_WAIT, LimiterClient
+from airflow_provider_whisul.rate_limit.limiter_client import CHECK_INTERVAL, UNCHECKED_WAIT, LimiterClient, refusal
 from airflow_provider_whisul.rate_limit.limiter_store import LimiterStore
 from airflow_provider_whisul.rate_limit.poll_queue import WaitingPoll
-from airflow_provider_whisul.rate_limit.rate_limiter import LEASE_SECONDS, Kind, Lease, Permit, refusal
+from airflow_provider_whisul.rate_limit.rate_limiter import LEASE_SECONDS, Kind, Lease, Permit
 
 #: Seconds without a request after which a worker counts as idle.
 _IDLE_SECONDS = 3.0
@@ -62,8 +62,7 @@ class WorkerRateLimiter(LimiterClient):
                 # The response to a probe may permit the next request at any moment.
                 if free_in > left and not (block.probing and left):
                     wall = self._clock.time()
-                    # While a probe is out nobody knows when the block ends: that is no cool-down for others.
-                    raise refusal(wall + free_in, wall, blocked=block.active and not block.probing)
+                    raise refusal(wall + free_in, wall, block)
                 wait = min(answer, left)
             if wait > _NO_WAIT:
                 has_waited = True

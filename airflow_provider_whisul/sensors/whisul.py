@@ -38,7 +38,7 @@ from airflow_provider_whisul.polling import (
     DeadlineSource,
     JobPoller,
 )
-from airflow_provider_whisul.rate_limit.backoff import MAX_WORKER_WAIT, throttled_until
+from airflow_provider_whisul.rate_limit.backoff import MAX_WORKER_WAIT
 from airflow_provider_whisul.state.state_store import total_deadline
 from airflow_provider_whisul.tracks.cards import (
     PROMPT_VARIABLE,
@@ -230,7 +230,7 @@ class WhisulJobSensor(WhisulDeferrableMixin, BaseSensorOperator):
             if not error.transient and not isinstance(error, WhisulJobNotFoundError):
                 raise
             self.log.warning("%s The triggerer continues to poll job %s.", error, self.job_id)
-            blocked_until = throttled_until(error, self.clock.time())
+            blocked_until = self.hook.throttled_until(error)
         else:
             self._push_pending_card(job, context)
             if job.failed:

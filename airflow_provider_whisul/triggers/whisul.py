@@ -52,7 +52,7 @@ class WhisulJobTrigger(BaseTrigger):
     :param poll_interval: Seconds between two polls, at least 5.
     :param deadline: When waiting ends, in Unix seconds (UTC). A restart does not prolong it.
     :param deadline_source: What the deadline comes from: the wait's own timeout, or the task's execution_timeout.
-    :param not_before: When the first request may be sent at the earliest, as the two numbers of
+    :param not_before: When the first request may be sent at the earliest, as the numbers of
         :class:`~airflow_provider_whisul.rate_limit.backoff.NotBefore`: the end of a cool-down that the task has met.
         None for no cool-down.
     :param submitted_at: When the job was submitted, in Unix seconds; None where nobody knows.
@@ -69,7 +69,7 @@ class WhisulJobTrigger(BaseTrigger):
         poll_interval: float,
         deadline: float,
         deadline_source: DeadlineSource = "timeout",
-        not_before: Sequence[float] | None = None,
+        not_before: Sequence[Any] | None = None,
         submitted_at: float | None = None,
         dag_id: str = "",
     ) -> None:

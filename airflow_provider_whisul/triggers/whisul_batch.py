@@ -71,7 +71,7 @@ class WhisulBatchTrigger(BaseTrigger):
     :param failed: How many of them have failed for good, likewise.
     :param resumed: Whether another trigger has waited for the same jobs until just now.
     :param progress_logged_at: When the last line of progress was logged, in Unix seconds.
-    :param not_before: When the first request may be sent at the earliest, as the two numbers of
+    :param not_before: When the first request may be sent at the earliest, as the numbers of
         :class:`~airflow_provider_whisul.rate_limit.backoff.NotBefore`: the end of a cool-down that the task has met.
     :param deadline_source: What the deadline comes from: the wait's own timeout, or the task's execution_timeout.
     :param dag_id: The DAG that waits for the jobs; blank where none is known.
@@ -97,7 +97,7 @@ class WhisulBatchTrigger(BaseTrigger):
         failed: int = 0,
         resumed: bool = False,
         progress_logged_at: float | None = None,
-        not_before: Sequence[float] | None = None,
+        not_before: Sequence[Any] | None = None,
         deadline_source: DeadlineSource = "timeout",
         dag_id: str = "",
         submitted_before: Sequence[float | None] = (),

@@ -15,10 +15,11 @@ pytest.importorskip("redis")
 
 from redis import Redis
 
-from airflow_provider_whisul.clock import Clock
+from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_whisul.exceptions import WhisulConfigurationError, WhisulRateLimitError
 from airflow_provider_whisul.hooks.whisul import WhisulHook
 from airflow_provider_whisul.hooks.whisul_async import WhisulAsyncHook
+from airflow_provider_whisul.rate_limit.backoff import NotBefore
 from airflow_provider_whisul.rate_limit.limiter_store import T
 from airflow_provider_whisul.rate_limit.redis_store import RedisStore
 from airflow_provider_whisul.sandbox import Sandbox
@@ -77,6 +78,41 @@ def test_a_429_that_a_worker_has_met_holds_for_workers_and_triggerers_of_other_m
         WhisulHook().get_job("11111111-1111-1111-1111-111111111111", retry=False, max_wait=0.5)
     with pytest.raises(WhisulRateLimitError, match="Nothing was sent"):
         asyncio.run(poll())
+    assert len(sandbox.requests) == sent
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_a_task_has_met_pauses_a_triggerer_only_where_it_does_not_use_the_same_redis(
+    sandbox: Sandbox,
+    redis: RedisServer,
+    move_to_another_machine: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    shared: bool,
+) -> None:
+    throttled()
+    worker = WhisulHook()
+    with pytest.raises(WhisulRateLimitError, match="Nothing was sent") as refused:
+        worker.get_job("11111111-1111-1111-1111-111111111111", retry=False, max_wait=0.5)
+    not_before = worker.throttled_until(refused.value)
+    assert not_before is not None
+    server, sent = Redis(port=redis.port), len(sandbox.requests)
+    (key,) = server.keys("whisul:rate_limit:*")
+    known = server.get(key)
+    move_to_another_machine()
+    if not shared:
+        set_extra(monkeypatch, rate_limit_conn_id="")
+
+    async def trigger() -> None:
+        # As in Airflow's database.
+        stored = json.loads(json.dumps(list(not_before)))
+        behind = Clock(time=lambda: SYSTEM_CLOCK.time() - 100)
+        async with WhisulAsyncHook(clock=behind) as hook:
+            await hook.pause_until(NotBefore(*stored))
+            assert server.get(key) == known
+            await hook.get_job("11111111-1111-1111-1111-111111111111", max_wait=0.5)
+
+    with pytest.raises(WhisulRateLimitError, match="Nothing was sent"):
+        asyncio.run(trigger())
     assert len(sandbox.requests) == sent
 
 

@@ -199,7 +199,7 @@ class TestReattach:
         start_sandbox(rate_limit=1, block_seconds=90.0, retry_after=True)
         song = SongTask(clock, **DEFERRED)
         song.attempt()
-        assert song.attempt().not_before == (NOON + 90, 90)
+        assert song.attempt().not_before[:2] == (NOON + 90, 90)
 
     def test_a_revoked_key_loses_no_job(self, sandbox: Sandbox, task: MakeTask, clock: FakeClock) -> None:
         song = task(**DEFERRED)

@@ -17,7 +17,8 @@ from airflow_provider_whisul.exceptions import WhisulError, all_errors
 from airflow_provider_whisul.ledger import ceiling
 from airflow_provider_whisul.operators.arguments import check_attempts, checked_prompts
 from airflow_provider_whisul.polling import check_poll_interval
-from airflow_provider_whisul.rate_limit.rate_limiter import refusal
+from airflow_provider_whisul.rate_limit.block import Block
+from airflow_provider_whisul.rate_limit.limiter_client import refusal
 from airflow_provider_whisul.state.unreadable import unreadable_record
 from airflow_provider_whisul.storage.object_store import wrap_storage_errors
 from airflow_provider_whisul.storage.urls import MediaAccess, require_allowed
@@ -96,7 +97,7 @@ ERRORS: list[Exception] = [
     raised(generate_request, " "),
     raised(job_request, "no id"),
     raised(checked_prompts, "a prompt"),
-    refusal(NOW + 60, NOW, blocked=True),
+    refusal(NOW + 60, NOW, Block(active=True)),
     WhisulJob("job-1", "failed", error="too long").failed_error(),
     unreadable_record("records/1.json", "it is not JSON"),
     deferral_error(TimeoutError("Trigger timeout"), "job job-1", "It may still complete."),

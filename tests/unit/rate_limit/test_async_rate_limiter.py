@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
@@ -14,12 +15,15 @@ from hypothesis import strategies as st
 from airflow_provider_whisul import metrics
 from airflow_provider_whisul.exceptions import WhisulRateLimitError
 from airflow_provider_whisul.polling import last_poll_max_wait
+from airflow_provider_whisul.rate_limit.async_rate_limiter import AsyncRateLimiter
 from airflow_provider_whisul.rate_limit.backoff import NotBefore
 from airflow_provider_whisul.rate_limit.block import PROBE_TIMEOUT
+from airflow_provider_whisul.rate_limit.limiter_store import MemoryStore
 from airflow_provider_whisul.rate_limit.throttle import INITIAL_RATE
+from airflow_provider_whisul.rate_limit.worker_rate_limiter import WorkerRateLimiter
 from airflow_provider_whisul.sandbox.state import RateLimit
-from tests.support.clock import NOON, VirtualLoop, run_virtually
-from tests.support.rate_limiter import Account
+from tests.support.clock import NOON, VirtualLoop, loop_clock, run_virtually
+from tests.support.rate_limiter import Account, account_settings
 
 #: Less than the resolution of the loop's clock: what is so far apart happens in the same moment, but in this order.
 INSTANT = 1e-10
@@ -304,6 +308,63 @@ def test_pause_until_lengthens_a_block_that_is_there_and_begins_none() -> None:
         assert account.limiter.block.step == step
         await account.request("b")
         assert account.times == [0, 30]
+
+    run_virtually(main)
+
+
+def refused_worker(store: MemoryStore, loop: VirtualLoop) -> NotBefore:
+    """Return what a task that meets a block in a store tells its trigger."""
+    worker = WorkerRateLimiter(store, account_settings(), loop_clock(loop))
+    with pytest.raises(WhisulRateLimitError) as refused:
+        worker.acquire("poll", 0)
+    not_before = worker.throttled_until(refused.value)
+    assert not_before is not None
+    return not_before
+
+
+@pytest.mark.parametrize("behind", [0.0, 1.0, 3600.0])
+def test_a_block_in_a_shared_store_is_not_prolonged_by_the_triggers_of_tasks_that_meet_it(behind: float) -> None:
+    """By how much the triggerer's wall clock is behind the worker's, for each generation of tasks."""
+
+    async def main(loop: VirtualLoop) -> None:
+        account = Account(loop)
+        clock = loop_clock(loop)
+        behind_clock = replace(clock, time=lambda: clock.time() - behind)
+        triggerer = AsyncRateLimiter(account.store, account_settings(), behind_clock)
+        await account.request("a", throttled=True, retry_after=60.0)
+        while loop.time() < 56:
+            not_before = refused_worker(account.store, loop)
+            await asyncio.sleep(2)
+            await triggerer.pause_until(not_before)
+            assert account.allowed_at == pytest.approx(60)
+
+    run_virtually(main)
+
+
+@pytest.mark.parametrize("left", [30.0, 2.0])
+def test_a_block_that_only_the_store_of_the_worker_knows_pauses_the_triggerer_for_what_is_left_of_it(
+    left: float,
+) -> None:
+    async def main(loop: VirtualLoop) -> None:
+        account, workers = Account(loop), Account(loop)
+        await workers.request("a", throttled=True, retry_after=60.0)
+        await asyncio.sleep(60 - left)
+        await account.rate_limiter.pause_until(refused_worker(workers.store, loop))
+        assert account.allowed_at == pytest.approx(60)
+        await account.request("b")
+        assert account.times == [60]
+
+    run_virtually(main)
+
+
+def test_a_block_that_a_user_has_reset_is_not_begun_again_by_a_trigger_that_starts_then() -> None:
+    async def main(loop: VirtualLoop) -> None:
+        account = Account(loop)
+        await account.request("a", throttled=True, retry_after=60.0)
+        not_before = refused_worker(account.store, loop)
+        account.store.reset()
+        await account.rate_limiter.pause_until(not_before)
+        assert not account.blocked
 
     run_virtually(main)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import tempfile
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_whisul.api.connection import ConnectionSettings
+from airflow_provider_whisul.exceptions import WhisulRateLimitError
 from airflow_provider_whisul.rate_limit import redis_store
+from airflow_provider_whisul.rate_limit.async_rate_limiter import AsyncRateLimiter
 from airflow_provider_whisul.rate_limit.fallback_store import FallbackStore
 from airflow_provider_whisul.rate_limit.file_store import FileStore
 from airflow_provider_whisul.rate_limit.limiter_store import (
@@ -25,6 +28,7 @@ from airflow_provider_whisul.rate_limit.limiter_store import (
 from airflow_provider_whisul.rate_limit.rate_limiter import Lease, RateLimiter
 from airflow_provider_whisul.rate_limit.store_choice import limiter_store
 from airflow_provider_whisul.rate_limit.throttle import INITIAL_RATE
+from airflow_provider_whisul.rate_limit.worker_rate_limiter import WorkerRateLimiter
 from tests.support.clock import FakeClock
 from tests.support.redis_server import RedisServer
 from tests.support.soon import soon
@@ -419,6 +423,26 @@ def test_a_block_holds_though_counting_has_found_the_store_away(store: FallbackS
     primary.away = True
     assert store.count_submission(2) is None
     assert store.update(is_blocked)
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_a_triggerer_that_has_lost_the_shared_store_is_paused_by_what_a_task_has_met_there(
+    store: FallbackStore, primary: UnsteadyStore, backup: MemoryStore, clock: FakeClock, away: bool
+) -> None:
+    worker = WorkerRateLimiter(primary, SETTINGS, clock.clock)
+    worker.on_response(worker.acquire("poll", 0), throttled=True, retry_after=30)
+    with pytest.raises(WhisulRateLimitError) as refused:
+        worker.acquire("poll", 0)
+    not_before = worker.throttled_until(refused.value)
+    assert not_before is not None
+    known = primary.limiter.as_dict()
+    # Though nothing has told the triggerer yet.
+    primary.away = away
+    asyncio.run(AsyncRateLimiter(store, SETTINGS, clock.clock).pause_until(not_before))
+    assert backup.limiter.block.active == away
+    if away:
+        assert backup.limiter.next_allowed_at(clock.now) == pytest.approx(clock.now + 30)
+    assert primary.limiter.as_dict() == known
 
 
 # --- the real stores

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_whisul.rate_limit.block import JITTER, PROBE_TIMEOUT, STEP_FORGOTTEN_AFTER
+from airflow_provider_whisul.rate_limit.block import JITTER, PROBE_TIMEOUT, STEP_FORGOTTEN_AFTER, Block
+from airflow_provider_whisul.rate_limit.limiter_client import refusal
 from airflow_provider_whisul.rate_limit.rate_limiter import (
     LEASE_SECONDS,
     MAX_AHEAD,
     STATE_VERSION,
     Lease,
     RateLimiter,
-    refusal,
 )
 from airflow_provider_whisul.rate_limit.throttle import (
     FIRST_DECREASE,
@@ -272,11 +272,22 @@ def test_a_rate_limiter_from_a_state_continues_where_the_other_one_was() -> None
 
 
 def test_a_refusal_names_when_the_next_request_may_be_sent() -> None:
-    error = refusal(NOW + 30, NOW, blocked=True)
+    error = refusal(NOW + 30, NOW, Block(active=True))
     assert (error.cooldown, error.retry_after, error.http_status) == (30, None, None)
     assert "may be sent at 2026-02-17 15:40:04 UTC" in str(error)
-    assert refusal(NOW - 1, NOW, blocked=True).cooldown == 0
-    assert refusal(NOW + 30, NOW, blocked=False).cooldown is None
+    assert refusal(NOW - 1, NOW, Block(active=True)).cooldown == 0
+    assert refusal(NOW + 30, NOW, Block(active=False)).cooldown is None
+
+
+def test_while_a_probe_is_out_a_refusal_tells_of_no_cooldown() -> None:
+    assert refusal(NOW + 30, NOW, Block(active=True, probing=True)).cooldown is None
+
+
+def test_a_store_keeps_its_id_also_when_it_is_reset() -> None:
+    limiter = RateLimiter()
+    kept = RateLimiter.from_dict(json.loads(json.dumps(limiter.as_dict())))
+    kept.forget()
+    assert kept.store_id == limiter.store_id != RateLimiter().store_id
 
 
 def _nested_numbers() -> list[tuple[str, ...]]:

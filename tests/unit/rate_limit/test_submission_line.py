@@ -273,5 +273,5 @@ def test_a_state_of_the_version_before_is_a_new_rate_limiter_and_stays_where_it_
     settings = replace(account_settings(0.5))
     state = RateLimiter().as_dict()
     del state["line"]
-    assert RateLimiter.from_dict({**state, "version": 3}) == RateLimiter()
-    assert "v4-" in FileStore(settings, clock.clock).path.name
+    assert RateLimiter.from_dict({**state, "version": 4}) == RateLimiter()
+    assert "v5-" in FileStore(settings, clock.clock).path.name

@@ -27,7 +27,7 @@ def test_the_trigger_is_recreated_from_its_serialised_arguments() -> None:
         10,
         1_771_329_600.0,
         "execution_timeout",
-        [1_771_329_000.0, 60.0],
+        [1_771_329_000.0, 60.0, 7],
         1_771_328_900.0,
         "nightly",
     ).serialize()
@@ -38,24 +38,30 @@ def test_the_trigger_is_recreated_from_its_serialised_arguments() -> None:
         "poll_interval": 10,
         "deadline": 1_771_329_600.0,
         "deadline_source": "execution_timeout",
-        "not_before": [1_771_329_000.0, 60.0],
+        "not_before": [1_771_329_000.0, 60.0, 7],
         "submitted_at": 1_771_328_900.0,
         "dag_id": "nightly",
     }
     assert WhisulJobTrigger(**kwargs).serialize() == (path, kwargs)
 
 
-def test_a_trigger_of_an_older_version_that_waits_in_a_database_is_recreated() -> None:
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [(None, None), ([1_771_329_000.0, 60.0], [1_771_329_000.0, 60.0, None])],
+)
+def test_a_trigger_of_an_older_version_that_waits_in_a_database_is_recreated(
+    stored: list[float] | None, expected: list[float | None] | None
+) -> None:
     kwargs = {
         "job_id": "some-job",
         "whisul_conn_id": "whisul_default",
         "poll_interval": 10,
         "deadline": 1_771_329_600.0,
         "deadline_source": "timeout",
-        "not_before": None,
+        "not_before": stored,
     }
     _, recreated = WhisulJobTrigger(**kwargs).serialize()
-    assert recreated == {**kwargs, "submitted_at": None, "dag_id": ""}
+    assert recreated == {**kwargs, "not_before": expected, "submitted_at": None, "dag_id": ""}
 
 
 @pytest.mark.parametrize("interval", [0, 4.999, float("nan")])
