@@ -8,6 +8,7 @@ from dataclasses import replace
 from threading import Lock
 
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
+from airflow_provider_whisul.rate_limit.block import PROBE_TIMEOUT
 from airflow_provider_whisul.rate_limit.durations import Durations
 from airflow_provider_whisul.rate_limit.limiter_store import Decide, LimiterStore, StoreUnavailableError, T
 from airflow_provider_whisul.rate_limit.rate_limiter import RateLimiter
@@ -107,6 +108,14 @@ class FallbackStore:
     def _may_use_primary(self) -> bool:
         return not self._away or self._clock.monotonic() >= self._retry_at
 
+    def _cooldown_left(self) -> float | None:
+        """Return the seconds until a probe may be sent, as far as this process knows; None unless a block may hold."""
+        if self._blocked_until is None:
+            return None
+        left = self._blocked_until - self._clock.monotonic()
+        # By then the cool-down is over, and so is the wait for its probe: another process may have ended the block.
+        return None if left < -PROBE_TIMEOUT else max(left, 0.0)
+
     def _update(self, store: LimiterStore, decide: Decide[T]) -> T:
         def decide_knowingly(limiter: RateLimiter, now: float) -> tuple[T, RateLimiter, int, float | None]:
             has_lost = store is self._primary and limiter.last_request < self._known_request
@@ -115,8 +124,8 @@ class FallbackStore:
             if has_lost or store is not self._latest:
                 # The numbers of its requests must be later ones: a 429 of an earlier request is no new event.
                 limiter.last_request = max(limiter.last_request, self._last_request)
-                if self._blocked_until is not None:
-                    limiter.pause(now, max(self._blocked_until - self._clock.monotonic(), 0.0))
+                if (cooldown := self._cooldown_left()) is not None:
+                    limiter.pause(now, cooldown)
             foreign = self._last_foreign_request
             if store is not self._latest and self._latest is not None:
                 foreign = limiter.last_request

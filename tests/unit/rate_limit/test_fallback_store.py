@@ -16,6 +16,7 @@ from airflow_provider_whisul.api.connection import ConnectionSettings
 from airflow_provider_whisul.exceptions import WhisulRateLimitError
 from airflow_provider_whisul.rate_limit import redis_store
 from airflow_provider_whisul.rate_limit.async_rate_limiter import AsyncRateLimiter
+from airflow_provider_whisul.rate_limit.block import PROBE_TIMEOUT
 from airflow_provider_whisul.rate_limit.fallback_store import FallbackStore
 from airflow_provider_whisul.rate_limit.file_store import FileStore
 from airflow_provider_whisul.rate_limit.limiter_store import (
@@ -203,6 +204,28 @@ def test_a_block_that_was_met_meanwhile_holds_when_the_store_comes_back(
     primary.away = False
     assert store.update(ask) == pytest.approx(29)
     assert primary.limiter.block.active
+
+
+@pytest.mark.parametrize(("idle", "holds"), [(29.0, True), (30.0 + PROBE_TIMEOUT / 2, True), (3600.0, False)])
+@pytest.mark.parametrize("lost", [True, False], ids=["the store has lost its data", "the store is away"])
+def test_a_block_begins_again_elsewhere_only_while_it_may_still_hold(
+    store: FallbackStore,
+    primary: UnsteadyStore,
+    backup: MemoryStore,
+    clock: FakeClock,
+    idle: float,
+    holds: bool,
+    lost: bool,
+) -> None:
+    """Another process may have ended it while this one was idle."""
+    store.update(lambda limiter, now: limiter.on_response(now, take_number(limiter, now), True, retry_after=30))
+    rate = primary.limiter.throttle.rate
+    clock.now += idle
+    primary.limiter, primary.away = RateLimiter(), not lost
+    assert store.update(is_blocked) == holds
+    used = primary.limiter if lost else backup.limiter
+    if lost and not holds:
+        assert used.throttle.rate == rate
 
 
 @pytest.mark.parametrize("blocked_again", [False, True])
