@@ -99,12 +99,17 @@ class SubmissionThread:
         log = self._hook.log
 
         def check_and_call() -> None:
+            nonlocal before_send
             self._check()
             if before_send is not None:
                 before_send()
+                before_send = None
 
         try:
-            job_id = self._hook.generate(prompt, before_send=check_and_call, submission=submission)
+            # Checked before each request, also where one is sent again without a wait, as with a new key.
+            job_id = self._hook.generate(
+                prompt, before_send=check_and_call, on_refused=lambda: None, submission=submission
+            )
         except _NotWantedError:
             log.info("The submission of %r was cancelled before it was sent. No job was made.", excerpt(prompt))
             raise

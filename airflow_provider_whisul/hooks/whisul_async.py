@@ -166,7 +166,7 @@ class WhisulAsyncHook(BaseHook):
         not cut off: the thread awaits its response, and the ledger and the log have the job.
 
         :param prompt: The description of the song, in plain language.
-        :param before_send: As for :meth:`WhisulHook.generate`. It is called in the thread.
+        :param before_send: As for :meth:`WhisulHook.generate`. It is called once, in the thread.
         :param submission: What the submission is called, as for :meth:`WhisulHook.generate`.
         :return: The job's id.
         :raises WhisulError: As :meth:`WhisulHook.generate`.

@@ -264,6 +264,36 @@ class TestCancellation:
         ]
         assert [entry.prompt for entry in ledger()] == ["another song"]
 
+    def test_a_submission_that_is_cancelled_before_its_request_is_sent_with_a_new_key_is_not_sent(
+        self, sandbox: Sandbox, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        connection = json.loads(os.environ["AIRFLOW_CONN_WHISUL_DEFAULT"])
+        replaced = WhisulHook._key_was_replaced
+
+        async def main() -> None:
+            loop, cancelled = asyncio.get_running_loop(), threading.Event()
+
+            def cancel_and_replace(hook: WhisulHook) -> bool:
+                loop.call_soon_threadsafe(task.cancel)
+                assert cancelled.wait(60)
+                return replaced(hook)
+
+            monkeypatch.setattr(WhisulHook, "_key_was_replaced", cancel_and_replace)
+            hook = WhisulAsyncHook(clock=clock.clock)
+            monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", json.dumps({**connection, "password": "an-old-key"}))
+            await hook.settings()
+            monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", json.dumps(connection))
+            task = asyncio.create_task(hook.generate("a song"))
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            cancelled.set()
+            # In the same thread, so that the first one has ended.
+            await hook.generate("the next song")
+
+        asyncio.run(main())
+        assert [request.status for request in sandbox.requests] == [401, 202]
+        assert [job.prompt for job in sandbox.jobs.values()] == ["the next song"]
+
     def test_a_submission_that_is_cancelled_before_its_turn_is_never_begun(self, slow_server: SlowServer) -> None:
         async def main() -> None:
             hook = WhisulAsyncHook()
