@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 
 from airflow_provider_whisul.clock import utc
-from airflow_provider_whisul.exceptions import WhisulBudgetExceededError
+from airflow_provider_whisul.exceptions import WhisulBudgetExceededError, WhisulStateError
 from airflow_provider_whisul.ledger.account_ledger import AccountLedger, day_of, end_of_day
 from airflow_provider_whisul.ledger.entries import Entry, dag_of_submission
 from airflow_provider_whisul.rate_limit.limiter_store import DayIsFullError, LimiterStore
@@ -64,21 +64,22 @@ class DayCeiling:
         """
         day = day_of(now)
         with _locked(ledger) if ceiling is not None else nullcontext():
-            if not ledger.create(day, file, entry):
-                other = ledger.read(day, file)
-                # A store's client that has lost a response writes again, and then meets its own file.
-                if other is None or other.attempt != entry.attempt:
-                    return False
-            if ceiling is None:
-                return True
             try:
+                # A store's client that has lost a response writes again, and then meets its own file.
+                if not ledger.create(day, file, entry) and not _is_there(ledger, day, file, entry):
+                    return False
+                if ceiling is None:
+                    return True
                 others = (dag_of_submission(name) for name in ledger.files(day) if name != file)
                 dags = [dag for dag in others if dag is not None]
                 # The ledger first: what it refuses takes no place from the other machines.
                 if len(dags) < ceiling and self._count(store, ceiling):
                     return True
             except BaseException:
-                ledger.withdraw(day, file)
+                # It may have been written, also where the response of a store to that was lost.
+                with suppress(WhisulStateError):
+                    if _is_there(ledger, day, file, entry):
+                        ledger.withdraw(day, file)
                 self.withdraw()
                 raise
             ledger.withdraw(day, file)
@@ -99,6 +100,12 @@ class DayCeiling:
         if store is not None and day is not None:
             self._counted = store, day
         return True
+
+
+def _is_there(ledger: AccountLedger, day: str, file: str, entry: Entry) -> bool:
+    """Whether the file holds the entry of this call, and not that of another try."""
+    found = ledger.read(day, file)
+    return found is not None and found.attempt == entry.attempt
 
 
 def _message(conn_id: str, dags: list[str], ceiling: int, now: float) -> str:

@@ -127,8 +127,10 @@ class Submitting:
                 # A block has begun meanwhile, and a request during it would prolong it.
                 self.withdraw()
             except BaseException:
-                self.withdraw()
-                rate_limiter.give_back(permit)
+                try:
+                    self.withdraw()
+                finally:
+                    rate_limiter.give_back(permit)
                 raise
             rate_limiter.give_back(permit)
             if not opened:

@@ -174,6 +174,30 @@ def test_a_submission_that_could_not_be_counted_takes_no_place_of_the_day(
     assert posts(sandbox) == 1
 
 
+@pytest.mark.parametrize("by", BY)
+@pytest.mark.parametrize("fault", [_away, _end], ids=["the store loses its response", "the task is ended"])
+def test_an_entry_that_was_written_just_before_the_end_of_the_try_is_taken_back(
+    sandbox: Sandbox,
+    night: Callable[..., Night],
+    monkeypatch: pytest.MonkeyPatch,
+    by: str,
+    fault: Callable[..., None],
+) -> None:
+    songs, create = night(by, on_ambiguous_submit="fail"), AccountLedger.create
+
+    def create_and_fail(ledger: AccountLedger, day: str, file: str, entry: Entry) -> None:
+        assert create(ledger, day, file, entry)
+        fault()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AccountLedger, "create", create_and_fail)
+        with pytest.raises((WhisulStateError, Ended)):
+            songs.attempt()
+    assert not ledger_files()
+    songs.attempt()
+    assert posts(sandbox) == 1
+
+
 @pytest.mark.usefixtures("ceiling")
 def test_a_full_day_says_so_also_where_its_entry_cannot_be_removed(
     sandbox: Sandbox, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, task_log: Callable[[], list[str]]
