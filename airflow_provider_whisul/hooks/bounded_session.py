@@ -99,6 +99,10 @@ def exchange(
     except Exception as error:
         # Whatever it is: a submission that was sent must not look like one that was not.
         failure = connection_error(this, error)
+    except BaseException as ending:
+        # The task is being ended, perhaps while it waits for a connection: the ledger asks whether anything was sent.
+        ending.request_sent = this.sent  # type: ignore[attr-defined]
+        raise
     # Not raised inside the handler: Airflow logs the causes of an error, and theirs may hold the key.
     raise failure
 

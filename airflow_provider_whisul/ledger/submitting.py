@@ -228,7 +228,10 @@ class Submitting:
         """
         if self._open is None:
             return
-        if isinstance(error, WhisulError) and not isinstance(submission_error(error), WhisulAmbiguousSubmitError):
+        is_certain = isinstance(error, WhisulError) and not isinstance(
+            submission_error(error), WhisulAmbiguousSubmitError
+        )
+        if is_certain or not getattr(error, "request_sent", True):
             self.withdraw()
             return
         ledger, day, entry = self._open

@@ -15,6 +15,7 @@ from airflow_provider_whisul.exceptions import (
     WhisulOutOfCreditsError,
     WhisulStateError,
 )
+from airflow_provider_whisul.hooks.bounded_session import _Bounded
 from airflow_provider_whisul.hooks.whisul import WhisulHook
 from airflow_provider_whisul.ledger.account_ledger import AccountLedger
 from airflow_provider_whisul.ledger.entries import Entry
@@ -135,6 +136,11 @@ def test_a_try_that_is_ended_while_a_refused_submission_waits_has_made_no_job(
 
 @pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    "moment",
+    [(WorkerRateLimiter, "is_permitted"), (_Bounded, "_new_conn")],
+    ids=["it asks the rate limiter again", "it waits for a connection"],
+)
 def test_a_try_that_is_ended_before_it_sends_has_made_no_job(
     sandbox: Sandbox,
     night: Callable[..., Night],
@@ -142,10 +148,11 @@ def test_a_try_that_is_ended_before_it_sends_has_made_no_job(
     task_log: Callable[[], list[str]],
     by: str,
     policy: str,
+    moment: tuple[type, str],
 ) -> None:
     songs = night(by, on_ambiguous_submit=policy)
     with monkeypatch.context() as patched:
-        patched.setattr(WorkerRateLimiter, "is_permitted", _end)
+        patched.setattr(*moment, _end)
         with pytest.raises(Ended):
             songs.attempt()
     assert not ledger_files()
