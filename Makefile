@@ -79,7 +79,7 @@ check: .venv/installed ## Lint, types and the tests of one source or test file, 
 
 # A real Airflow mostly waits, so the other tests run beside two of them, in two parts. The `+` shows the progress of one of
 # these at once, while the output of the other suites is held back until they have ended.
-test: lint ## Lint, types and all tests on the newest Airflow, with coverage (16 minutes)
+test: lint ## Lint, types and all tests on the newest Airflow, with coverage (13 minutes)
 	@rm -f .coverage .coverage.*
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target LIVE=+ test-integration crash test-e2e test-campaigns test-unit test-docs
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
