@@ -226,13 +226,14 @@ class Submitting:
 
         :param error: How the request ended.
         """
-        if self._open is None:
-            return
         is_certain = isinstance(error, WhisulError) and not isinstance(
             submission_error(error), WhisulAmbiguousSubmitError
         )
         if is_certain or not getattr(error, "request_sent", True):
+            # Also where there is no ledger: the task has its record.
             self.withdraw()
+            return
+        if self._open is None:
             return
         ledger, day, entry = self._open
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from airflow.providers.common.compat.sdk import TaskDeferred
 from airflow_provider_whisul.exceptions import (
     WhisulBudgetExceededError,
     WhisulOutOfCreditsError,
+    WhisulRateLimitError,
     WhisulStateError,
 )
 from airflow_provider_whisul.hooks.bounded_session import _Bounded
@@ -215,6 +217,22 @@ def test_a_full_day_says_so_also_where_its_entry_cannot_be_removed(
         WhisulHook(clock=clock.clock).generate("one song more")
     assert posts(sandbox) == 1
     assert any("The ledger counts one submission too many" in line for line in task_log())
+
+
+@pytest.mark.parametrize("by", BY)
+@pytest.mark.parametrize("fault", ["post-402", "post-429=9"])
+def test_a_refused_submission_has_made_no_job_also_where_there_is_no_ledger(
+    sandbox: Sandbox, night: Callable[..., Night], monkeypatch: pytest.MonkeyPatch, by: str, fault: str
+) -> None:
+    monkeypatch.setattr(AccountLedger, "open", lambda _: None)
+    songs = night(by, f"a song [sandbox:{fault}]", on_ambiguous_submit="fail")
+    with pytest.raises((WhisulOutOfCreditsError, WhisulRateLimitError)):
+        songs.attempt()
+    while posts(sandbox) < 9 and "429" in fault:
+        with suppress(WhisulRateLimitError):
+            songs.attempt()
+    songs.attempt()
+    assert len(sandbox.jobs) == 1
 
 
 @pytest.mark.parametrize("by", BY)
