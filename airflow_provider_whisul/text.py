@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from functools import lru_cache
 from itertools import accumulate
 from urllib.parse import quote as percent_encode
 
@@ -47,6 +48,16 @@ def mask(text: str, secret: str) -> str:
     """
     if not secret:
         return text
+    forms, escaped = _forms(secret)
+    for form in forms:
+        text = text.replace(form, "***")
+    # Without one of these nothing is escaped, and the search takes its time.
+    return escaped.sub("***", text) if "%" in text or "&" in text else text
+
+
+@lru_cache(maxsize=64)
+def _forms(secret: str) -> tuple[list[str], re.Pattern[str]]:
+    """Return the forms of a secret, the longest first, and what finds it with any of its characters escaped."""
     forms = {
         secret,
         percent_encode(secret),
@@ -59,11 +70,9 @@ def mask(text: str, secret: str) -> str:
         # Whole groups of three bytes: those after them depend on what follows.
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
             forms.add(encode(data[: len(data) // 3 * 3]).decode() if len(data) >= 6 else secret)
-    for form in sorted(forms, key=len, reverse=True):
-        text = text.replace(form, "***")
     # Some encoders escape more characters than they need to.
     escaped = (f"(?:{re.escape(char)}|(?i:%{ord(char):02x}|&#{ord(char)};|&#x{ord(char):x};))" for char in secret)
-    return re.sub("".join(escaped), "***", text)
+    return sorted(forms, key=len, reverse=True), re.compile("".join(escaped))
 
 
 def storable(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 
 import pytest
 
@@ -63,6 +64,19 @@ def test_a_secret_is_masked_in_every_form_that_a_server_may_echo(form: str) -> N
     assert masked.startswith("before ***")
     assert masked.endswith(" after")
     assert form[:12] not in masked
+
+
+def test_what_a_secret_looks_like_is_not_worked_out_anew_for_each_text() -> None:
+    """A poll masks each text of its response, and a thousand jobs are polled for hours."""
+    calls: list[str] = []
+    mask("a text of an earlier response", "wh-secret/+='x")
+    sys.setprofile(lambda _frame, event, _argument: calls.append(event))
+    try:
+        mask("a song about the sea", "wh-secret/+='x")
+    finally:
+        sys.setprofile(None)
+    # One replacement for each form that the secret may have.
+    assert len(calls) < 50
 
 
 def test_without_a_secret_nothing_is_masked() -> None:
