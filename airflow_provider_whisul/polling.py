@@ -142,7 +142,7 @@ class JobPoller:
         return self._not_found.since is not None
 
     def initial_delay(
-        self, now: float, jitter: float, not_before: NotBefore | None = None, *, resumed: bool = False
+        self, now: float, jitter: float, not_before: NotBefore | None = None, since: float | None = None
     ) -> float:
         """
         Return the seconds to wait before the first poll.
@@ -153,10 +153,11 @@ class JobPoller:
         :param now: Unix seconds.
         :param jitter: From 0 up to 1.
         :param not_before: When the next request may be sent at the earliest, None unless the key is throttled.
-        :param resumed: Whether the job was waited for until just now. Then the first poll waits only for the API's
-            least interval.
+        :param since: When the first interval began, in Unix seconds; None for now. The API's least interval begins now
+            in any case: a trigger may be started again at any moment, and may end at its first poll.
         """
-        delay = (MIN_POLL_INTERVAL if resumed else self.poll_interval) + self.poll_interval * jitter
+        age = 0.0 if since is None else max(now - since, 0.0)
+        delay = max(self.poll_interval - age, MIN_POLL_INTERVAL) + self.poll_interval * jitter
         if not_before is not None:
             delay = max(delay, not_before.wait(now))
         return self.until_deadline(now, delay)

@@ -204,7 +204,10 @@ class WhisulBatchTrigger(BaseTrigger):
         """Poll one job until it has ended or can no longer be waited for."""
         clock = self.clock
         try:
-            delay = poller.initial_delay(clock.time(), clock.random(), self.not_before, resumed=self.resumed)
+            # Nobody polls a job of a batch while others are submitted. Of one that was polled by an earlier trigger it
+            # is not told when it was submitted.
+            since = 0.0 if self.resumed else poller.submitted_at
+            delay = poller.initial_delay(clock.time(), clock.random(), self.not_before, since)
             job = await hook.follow(poller, delay)
         except Exception as error:
             # Any error at all: without it the trigger would wait for this job until its deadline.

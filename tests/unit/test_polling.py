@@ -109,7 +109,29 @@ def test_a_resumed_wait_polls_first_after_the_least_interval_that_the_api_allows
     jitter: float, expected: float
 ) -> None:
     """Not sooner: a trigger may be started again at any moment, and may end at its first poll."""
-    assert poller_of(10, 3600).initial_delay(1000, jitter, resumed=True) == pytest.approx(expected)
+    assert poller_of(10, 3600).initial_delay(1000, jitter, since=0) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("interval", "age", "jitter", "expected"),
+    [
+        (10, 0, 0.5, 15),
+        (10, 3, 0.5, 12),
+        (10, 5, 0.0, 5),
+        (10, 240, 0.5, 10),
+        (60, 50, 0.0, 10),
+        (60, 240, 0.5, 35),
+        # The clock was put back, or is behind that of the machine that has submitted it.
+        (10, -30, 0.5, 15),
+    ],
+)
+def test_the_first_interval_of_a_job_that_nobody_has_polled_counts_from_its_submission(
+    interval: float, age: float, jitter: float, expected: float
+) -> None:
+    """But the API's least interval counts from now on: a trigger that is started again may just have polled it."""
+    poller = JobPoller("j-1", interval, 3600)
+    assert poller.initial_delay(1000, jitter, since=1000 - age) == pytest.approx(expected)
+    assert poller.initial_delay(1000, jitter) == pytest.approx(interval * (1 + jitter))
 
 
 # --- a job that is still running

@@ -164,6 +164,30 @@ def test_the_jobs_of_a_batch_are_polled_when_each_may_be_over(at_night: Callable
     at_night(main)
 
 
+@pytest.mark.parametrize(("age", "first"), [(0.0, 60), (25.0, 35), (300.0, 5)])
+def test_a_job_of_a_batch_is_first_polled_one_interval_after_its_submission_where_nobody_has_polled_it(
+    at_night: Callable[..., Any], age: float, first: float
+) -> None:
+    """It may have been submitted long before the last one of the batch, while nothing polled it."""
+
+    async def main(night: Night) -> None:
+        job_id = await night.submit("a song [sandbox:forever]")
+        await asyncio.sleep(age)
+        began, now = night.loop.time(), night.loop.wall()
+        trigger = WhisulBatchTrigger(
+            [job_id], "whisul_default", 60, now + 100, now, submitted_before=seconds_before(now, [now - age])
+        )
+        await night.event(trigger)
+        assert night.polls(job_id, began)[0] == pytest.approx(first, abs=0.1)
+        # The same trigger, started again, keeps the API's least interval.
+        began = night.loop.time()
+        trigger.deadline = night.loop.wall() + 100
+        await night.event(trigger)
+        assert night.polls(job_id)[-2] - began >= 5
+
+    at_night(main)
+
+
 def test_a_batch_of_an_older_version_is_recreated_and_polled_as_ever(at_night: Callable[..., Any]) -> None:
     async def main(night: Night) -> None:
         await night.learn()
