@@ -9,7 +9,8 @@ from __future__ import annotations
 import http.client
 import io
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import requests
@@ -105,6 +106,16 @@ def exchange(
         raise
     # Not raised inside the handler: Airflow logs the causes of an error, and theirs may hold the key.
     raise failure
+
+
+@contextmanager
+def nothing_sent() -> Iterator[None]:
+    """Mark what ends a task before its request: the ledger asks whether anything was sent."""
+    try:
+        yield
+    except BaseException as ending:
+        ending.request_sent = False  # type: ignore[attr-defined]
+        raise
 
 
 def _read_body(response: requests.Response) -> tuple[bytes, bool]:

@@ -30,7 +30,7 @@ from airflow_provider_whisul.api.transport import find_ca, find_proxy
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_whisul.exceptions import WhisulError, WhisulJobNotFoundError, WhisulRateLimitError
 from airflow_provider_whisul.get_provider_info import CONN_FIELDS, UI_FIELD_BEHAVIOUR
-from airflow_provider_whisul.hooks.bounded_session import bounded_session, exchange
+from airflow_provider_whisul.hooks.bounded_session import bounded_session, exchange, nothing_sent
 from airflow_provider_whisul.hooks.retrying import retrying
 from airflow_provider_whisul.ledger.entries import Entry, Outcome
 from airflow_provider_whisul.ledger.outcomes import OutcomeRecorder, outcome_of_job
@@ -375,10 +375,10 @@ class WhisulHook(BaseHook):
             if response.status == 401 and not key_reread:
                 # Once only: a secrets backend may return another key at each reading.
                 key_reread = True
+                if entry is not None:
+                    # The old key has made no job. First, as the task may be ended while the connection is read.
+                    entry.withdraw()
                 if self._key_was_replaced():
-                    # The old key has made no job, so a submission may be sent again too.
-                    if entry is not None:
-                        entry.withdraw()
                     return attempt()
             return read(replace(response, cooldown=cooldown, conn_id=self.whisul_conn_id))
 
@@ -386,12 +386,13 @@ class WhisulHook(BaseHook):
         return send(attempt)
 
     def _exchange(self, request: Request) -> Response:
-        proxy, ca = find_proxy(self.settings.base_url + request.path), self._ca
+        with nothing_sent():
+            proxy, ca, session = find_proxy(self.settings.base_url + request.path), self._ca, self._session
         # By both clocks: the monotonic one stands still while the machine is suspended, the other one may be put back.
         idle = max(self.clock.time() - self._last_response_at, self.clock.monotonic() - self._used_at)
         if request.method == "POST" and idle > IDLE_SECONDS:
             # A submission must not meet a connection that the server is just closing: nobody could tell if it arrived.
-            self._session.close()
-        response = exchange(self._session, request, self.settings, verify=ca, proxy=proxy, now=self.clock.time)
+            session.close()
+        response = exchange(session, request, self.settings, verify=ca, proxy=proxy, now=self.clock.time)
         self._last_response_at, self._used_at = self.clock.time(), self.clock.monotonic()
         return response

@@ -131,18 +131,39 @@ class AccountLedger:
         """
         self.folder.delete(f"{self.path}/{day}/{file}")
 
-    def withdraw(self, day: str, file: str) -> bool:
+    def holds(self, day: str, file: str, entry: Entry) -> bool:
         """
-        Remove the entry of a submission that certainly made no job. Where that fails, a warning says so.
+        Return whether a file holds the entry of one call of the hook, and not that of another try.
 
         :param day: The day.
         :param file: The file's name.
+        :param entry: The entry, as it is or as it was before.
+        """
+        found = self.read(day, file)
+        return found is not None and found.attempt == entry.attempt
+
+    def withdraw(self, day: str, file: str, entry: Entry) -> bool:
+        """
+        Remove the entry of a submission that certainly made no job. Where that fails twice, a warning says so.
+
+        :param day: The day.
+        :param file: The file's name.
+        :param entry: The entry.
         :return: Whether it was removed.
         """
         try:
-            self.delete(day, file)
+            try:
+                self.delete(day, file)
+            except WhisulStateError:
+                # Perhaps only the response was lost, and another try has an entry there by now.
+                if self.holds(day, file, entry):
+                    self.delete(day, file)
         except WhisulStateError as error:
-            log.warning("The ledger counts one submission too many, which made no job. %s", error)
+            log.warning(
+                "The ledger counts one submission too many, which made no job. A later try takes it for one whose "
+                "response was lost. %s",
+                error,
+            )
             return False
         return True
 

@@ -66,7 +66,7 @@ class DayCeiling:
         with _locked(ledger) if ceiling is not None else nullcontext():
             try:
                 # A store's client that has lost a response writes again, and then meets its own file.
-                if not ledger.create(day, file, entry) and not _is_there(ledger, day, file, entry):
+                if not ledger.create(day, file, entry) and not ledger.holds(day, file, entry):
                     return False
                 if ceiling is None:
                     return True
@@ -78,11 +78,11 @@ class DayCeiling:
             except BaseException:
                 # It may have been written, also where the response of a store to that was lost.
                 with suppress(WhisulStateError):
-                    if _is_there(ledger, day, file, entry):
-                        ledger.withdraw(day, file)
+                    if ledger.holds(day, file, entry):
+                        ledger.withdraw(day, file, entry)
                 self.withdraw()
                 raise
-            ledger.withdraw(day, file)
+            ledger.withdraw(day, file, entry)
         raise WhisulBudgetExceededError(_message(entry.conn_id, dags, ceiling, now))
 
     def withdraw(self) -> None:
@@ -100,12 +100,6 @@ class DayCeiling:
         if store is not None and day is not None:
             self._counted = store, day
         return True
-
-
-def _is_there(ledger: AccountLedger, day: str, file: str, entry: Entry) -> bool:
-    """Whether the file holds the entry of this call, and not that of another try."""
-    found = ledger.read(day, file)
-    return found is not None and found.attempt == entry.attempt
 
 
 def _message(conn_id: str, dags: list[str], ceiling: int, now: float) -> str:

@@ -245,13 +245,17 @@ class Submitting:
     def withdraw(self) -> None:
         """Remove the entry, and have the intent discarded: certainly nothing was submitted."""
         # First: another try that waits for this entry begins to submit once it is gone, and records that.
-        self._discard_intent()
-        if self._open is None:
-            return
-        ledger, day, _ = self._open
-        if ledger.withdraw(day, self._file):
-            self._open = None
-            self._ceiling.withdraw()
+        try:
+            self._discard_intent()
+        finally:
+            if self._open is not None:
+                ledger, day, entry = self._open
+                if ledger.withdraw(day, self._file, entry):
+                    self._forget_entry()
+
+    def _forget_entry(self) -> None:
+        self._open = None
+        self._ceiling.withdraw()
 
     def find(self, settings: ConnectionSettings, since: float) -> Entry | None:
         """
@@ -294,11 +298,14 @@ class Submitting:
             now = self._clock.time()
             entry = self._entry(settings, now)
             if self._open is not None:
-                # It could not be removed after a refusal.
-                _, day, _ = self._open
-                ledger.write(day, self._file, entry)
-                self._open = ledger, day, entry
-                return True
+                # It could not be removed after a refusal, or only the response to that was lost.
+                opened, day, before = self._open
+                if opened.path == ledger.path and ledger.holds(day, self._file, before):
+                    ledger.write(day, self._file, entry)
+                    self._open = ledger, day, entry
+                    return True
+                # Another try has one there by now, or the key was replaced and this account has another ledger.
+                self._forget_entry()
             today = day_of(now)
             days = () if self._is_unique else _days_beside(now)
             other = next((found for day in days if (found := ledger.read(day, self._file)) is not None), None)
@@ -355,11 +362,17 @@ class Submitting:
         self._is_intended = False
         try:
             self._on_refused()
-        except WhisulStateError as error:
+        except Exception as error:
             # The caller has an error of its own, or is about to send the request again.
+            reason = str(error) if isinstance(error, WhisulError) else f"on_refused raised {type(error).__name__}."
             log.warning(
-                "%s So the record of this task says that it may have submitted a song, which it has not.", error
+                "%s So the record of this task says that it may have submitted a song, which it has not.", reason
             )
+        except BaseException:
+            # The task is just being ended.
+            with suppress(Exception):
+                self._on_refused()
+            raise
 
     def _await(self, ledger: AccountLedger, days: list[str], timeout: float) -> Entry | None:
         """Return the entry, once its response is there or is lost; None where there is none, or no longer."""

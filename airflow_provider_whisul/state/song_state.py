@@ -251,12 +251,12 @@ class SongState:
         """Discard this try's intent, which certainly made no job. What was recorded before it is recorded again."""
         if not self._intent_recorded:
             return
-        self._intent_recorded = False
         if self._before_intent is not None:
             self._save(self._before_intent)
         else:
             self._record = None
             self._store.delete(SONG_KEY)
+        self._intent_recorded = False
 
     def record_submission(self, submission: Submission, *, delivered: bool) -> None:
         """

@@ -92,13 +92,16 @@ class XComStateStore:
 
     def get(self, key: str) -> object:
         ti = self.context["ti"]
-        return ti.xcom_pull(task_ids=ti.task_id, key=key, map_indexes=ti.map_index)
+        with _airflow_errors("read", "XComs"):
+            return ti.xcom_pull(task_ids=ti.task_id, key=key, map_indexes=ti.map_index)
 
     def set(self, key: str, value: Mapping[str, object]) -> None:
-        self.context["ti"].xcom_push(key=key, value=value)
+        with _airflow_errors("write", "XComs"):
+            self.context["ti"].xcom_push(key=key, value=value)
 
     def delete(self, key: str) -> None:
-        self.context["ti"].xcom_push(key=key, value=None)
+        with _airflow_errors("remove", "XComs"):
+            self.context["ti"].xcom_push(key=key, value=None)
 
     def location(self, key: str) -> str:
         return f"the task's XCom {key}"
@@ -131,7 +134,7 @@ class AirflowStateStore:
 
 
 @contextmanager
-def _airflow_errors(action: str) -> Iterator[None]:
+def _airflow_errors(action: str, store: str = "task state store") -> Iterator[None]:
     """Turn what Airflow's store raises into a :class:`WhisulStateError`."""
     try:
         yield
@@ -139,7 +142,7 @@ def _airflow_errors(action: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise WhisulStateError(
-            f"Could not {action} this task's record in Airflow's task state store: {quote(str(error))} "
+            f"Could not {action} this task's record in Airflow's {store}: {quote(str(error))} "
             f"({type(error).__name__}). It says what the task has submitted, and without it a song could be paid for "
             "twice. If this task was cleared or marked while it ran, Airflow refuses what its old try still writes. If "
             "not, see whether Airflow's API server responds."

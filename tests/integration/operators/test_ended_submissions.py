@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import TaskDeferred
 
 from airflow_provider_whisul.exceptions import (
     WhisulBudgetExceededError,
@@ -21,48 +17,14 @@ from airflow_provider_whisul.hooks.bounded_session import _Bounded
 from airflow_provider_whisul.hooks.whisul import WhisulHook
 from airflow_provider_whisul.ledger.account_ledger import AccountLedger
 from airflow_provider_whisul.ledger.entries import Entry
-from airflow_provider_whisul.operators.whisul import WhisulGenerateOperator
-from airflow_provider_whisul.operators.whisul_batch import WhisulGenerateBatchOperator
 from airflow_provider_whisul.rate_limit.worker_rate_limiter import WorkerRateLimiter
 from airflow_provider_whisul.sandbox import Sandbox
 from airflow_provider_whisul.state.batch_state import BatchState
 from airflow_provider_whisul.state.song_state import SongState
+from tests.integration.operators.night import BY, POLICIES, Ended, Night, away, end, set_connection
 from tests.integration.operators.song_task import posts
-from tests.support.airflow import AirflowTask, TaskContext, TaskStore
 from tests.support.clock import FakeClock
 from tests.support.ledger import ledger_files
-
-BY = ["operator", "batch"]
-POLICIES = ["retry", "fail"]
-
-
-class Ended(BaseException):
-    """As Airflow ends a task at its timeout."""
-
-
-class Night:
-    """A task that submits prompts, by either operator, over its tries."""
-
-    def __init__(self, by: str, clock: FakeClock, prompt: str, **arguments: Any) -> None:
-        self.by, self.clock, self.prompt, self.arguments = by, clock, prompt, arguments
-        self.task = AirflowTask(store=TaskStore())
-
-    def attempt(self) -> None:
-        """Run a try to its end, or until it waits for its jobs."""
-        operator: WhisulGenerateOperator | WhisulGenerateBatchOperator
-        if self.by == "batch":
-            operator = WhisulGenerateBatchOperator(task_id="song", prompts=[self.prompt], retries=2, **self.arguments)
-        else:
-            operator = WhisulGenerateOperator(
-                task_id="song", prompt=self.prompt, wait_for_completion=True, retries=2, **self.arguments
-            )
-        operator.clock = self.clock.clock
-        try:
-            self.task.start_try(TaskContext()).run(operator)
-        except TaskDeferred:
-            pass
-        else:
-            raise AssertionError("It does not wait.")
 
 
 @pytest.fixture
@@ -73,21 +35,7 @@ def night(sandbox: Sandbox, clock: FakeClock) -> Callable[..., Night]:
 @pytest.fixture
 def ceiling(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the connection allow one submission a day."""
-    _set_connection(monkeypatch, max_submissions_per_day=1)
-
-
-def _set_connection(monkeypatch: pytest.MonkeyPatch, **extra: object) -> None:
-    connection = json.loads(os.environ["AIRFLOW_CONN_WHISUL_DEFAULT"])
-    connection["extra"] = {**connection["extra"], **extra}
-    monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", json.dumps(connection))
-
-
-def _end(*_: object, **__: object) -> None:
-    raise Ended
-
-
-def _away(*_: object, **__: object) -> None:
-    raise WhisulStateError("The store is away.")
+    set_connection(monkeypatch, max_submissions_per_day=1)
 
 
 @pytest.mark.parametrize("by", BY)
@@ -154,7 +102,7 @@ def test_a_try_that_is_ended_before_it_sends_has_made_no_job(
 ) -> None:
     songs = night(by, on_ambiguous_submit=policy)
     with monkeypatch.context() as patched:
-        patched.setattr(*moment, _end)
+        patched.setattr(*moment, end)
         with pytest.raises(Ended):
             songs.attempt()
     assert not ledger_files()
@@ -164,7 +112,7 @@ def test_a_try_that_is_ended_before_it_sends_has_made_no_job(
 
 
 @pytest.mark.parametrize("by", BY)
-@pytest.mark.parametrize("fault", [_away, _end], ids=["the ledger cannot be listed", "the task is ended"])
+@pytest.mark.parametrize("fault", [away, end], ids=["the ledger cannot be listed", "the task is ended"])
 @pytest.mark.usefixtures("ceiling")
 def test_a_submission_that_could_not_be_counted_takes_no_place_of_the_day(
     sandbox: Sandbox,
@@ -184,7 +132,7 @@ def test_a_submission_that_could_not_be_counted_takes_no_place_of_the_day(
 
 
 @pytest.mark.parametrize("by", BY)
-@pytest.mark.parametrize("fault", [_away, _end], ids=["the store loses its response", "the task is ended"])
+@pytest.mark.parametrize("fault", [away, end], ids=["the store loses its response", "the task is ended"])
 def test_an_entry_that_was_written_just_before_the_end_of_the_try_is_taken_back(
     sandbox: Sandbox,
     night: Callable[..., Night],
@@ -212,7 +160,7 @@ def test_a_full_day_says_so_also_where_its_entry_cannot_be_removed(
     sandbox: Sandbox, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, task_log: Callable[[], list[str]]
 ) -> None:
     WhisulHook(clock=clock.clock).generate("the song of the day")
-    monkeypatch.setattr(AccountLedger, "delete", _away)
+    monkeypatch.setattr(AccountLedger, "delete", away)
     with pytest.raises(WhisulBudgetExceededError):
         WhisulHook(clock=clock.clock).generate("one song more")
     assert posts(sandbox) == 1
@@ -248,7 +196,7 @@ def test_a_refusal_is_the_error_of_the_task_also_where_the_records_store_is_away
 
     def away_after_the_refusal(state: BatchState | SongState, *arguments: object) -> None:
         if posts(sandbox):
-            _away()
+            away()
         save[type(state)](state, *arguments)
 
     monkeypatch.setattr(BatchState, "save", away_after_the_refusal)
@@ -256,7 +204,7 @@ def test_a_refusal_is_the_error_of_the_task_also_where_the_records_store_is_away
     store = songs.task.store
     assert store is not None
     delete = store.delete
-    monkeypatch.setattr(store, "delete", lambda key: _away() if posts(sandbox) else delete(key))
+    monkeypatch.setattr(store, "delete", lambda key: away() if posts(sandbox) else delete(key))
     with pytest.raises(WhisulOutOfCreditsError):
         songs.attempt()
     assert any("The store is away." in line for line in task_log())

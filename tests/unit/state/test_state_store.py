@@ -227,6 +227,19 @@ def test_an_airflow_that_does_not_respond_is_an_error_of_ours_and_final_for_nobo
         assert caught.value.task_retry is TaskRetry.TASK_DEFAULT
 
 
+def test_xcoms_that_airflow_does_not_take_are_an_error_of_ours_too() -> None:
+    class Refusing(TaskContext):
+        def xcom_push(self, *_: object, **__: object) -> None:
+            raise RuntimeError("no\nresponse")
+
+        xcom_pull = xcom_push
+
+    store = XComStateStore(Refusing())  # type: ignore[arg-type]
+    for act in (lambda: store.get("a"), lambda: store.set("a", {}), lambda: store.delete("a")):
+        with pytest.raises(WhisulStateError, match=r"record in Airflow's XComs: no response \(RuntimeError\)"):
+            act()
+
+
 def test_what_is_unreadable_in_airflows_store_is_named_by_its_key() -> None:
     store = AirflowStateStore(TaskStore(whisul_song={"job_id": "job-1"}))
     with pytest.raises(WhisulStateUnreadableError, match="the key whisul_song in Airflow's task state store"):
