@@ -52,7 +52,7 @@ def mask(text: str, secret: str) -> str:
     for form in forms:
         text = text.replace(form, "***")
     # Without one of these nothing is escaped, and the search takes its time.
-    return escaped.sub("***", text) if "%" in text or "&" in text else text
+    return escaped.sub("***", text) if any(sign in text for sign in "%&\\") else text
 
 
 @lru_cache(maxsize=64)
@@ -71,7 +71,10 @@ def _forms(secret: str) -> tuple[list[str], re.Pattern[str]]:
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
             forms.add(encode(data[: len(data) // 3 * 3]).decode() if len(data) >= 6 else secret)
     # Some encoders escape more characters than they need to.
-    escaped = (f"(?:{re.escape(char)}|(?i:%{ord(char):02x}|&#{ord(char)};|&#x{ord(char):x};))" for char in secret)
+    escaped = (
+        rf"(?:\\?{re.escape(char)}|(?i:%{ord(char):02x}|&#{ord(char)};|&#x{ord(char):x};|\\u{ord(char):04x}))"
+        for char in secret
+    )
     return sorted(forms, key=len, reverse=True), re.compile("".join(escaped))
 
 
