@@ -221,7 +221,7 @@ class WhisulBatchTrigger(BaseTrigger):
         result_wait = _RESULT_WAIT if self.delivered else _FIRST_RESULT_WAIT
         report_at = math.inf
         left = len(self.job_ids)
-        while left and chunk.size() < _FULL_CHUNK_BYTES and self.clock.time() < report_at:
+        while left and chunk.size() < _FULL_CHUNK_BYTES and self.clock.monotonic() < report_at:
             try:
                 job_id, result = await asyncio.wait_for(ended.get(), PROGRESS_SECONDS)
             except TimeoutError:
@@ -230,10 +230,11 @@ class WhisulBatchTrigger(BaseTrigger):
                 left -= 1
                 self._add(chunk, job_id, result)
                 wait = _FAILURE_WAIT if isinstance(result, WhisulJobFailedError) else result_wait
-                report_at = min(report_at, self.clock.time() + wait)
+                report_at = min(report_at, self.clock.monotonic() + wait)
                 if isinstance(result, WhisulJob) and result.started_at and result.finished_at:
                     durations.append((result.finished_at - result.started_at).total_seconds())
-            if self.clock.time() - self.progress_logged_at >= PROGRESS_SECONDS:
+            # The clock may have been put back since.
+            if not 0 <= self.clock.time() - self.progress_logged_at < PROGRESS_SECONDS:
                 self.progress_logged_at = self.clock.time()
                 self._log_progress(chunk, durations, self.progress_logged_at)
 
