@@ -34,6 +34,7 @@ class Block:
     :param cooldown: Seconds that the cool-down takes.
     :param step: The step of the backoff schedule, of this block or of the latest one.
     :param last_request_before: The number of the latest request that was sent before the block.
+    :param ended_at: When a probe found the latest block to be over.
     """
 
     active: bool = False
@@ -43,6 +44,7 @@ class Block:
     cooldown: float = 0.0
     step: int = 0
     last_request_before: int = 0
+    ended_at: float = -math.inf
 
     def start(self, now: float, last_request: int) -> None:
         """Begin a block, with the last step of the one before, or one less for each five minutes since then."""
@@ -68,9 +70,11 @@ class Block:
         self.cooldown = 0.0
 
     def notice_reset_clock(self, now: float) -> None:
-        """Count times that lie ahead as now."""
+        """Count times that lie ahead as now, but for the end of a block: it was not just now, and nobody knows when."""
         self.throttled_at, self.began = min(self.throttled_at, now), min(self.began, now)
+        if self.ended_at > now:
+            self.ended_at = -math.inf
 
-    def end(self) -> None:
+    def end(self, now: float) -> None:
         """End the block."""
-        self.active = False
+        self.active, self.ended_at = False, now

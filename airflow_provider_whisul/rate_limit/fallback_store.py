@@ -25,9 +25,10 @@ class FallbackStore:
     """
     Uses a store, and another one while the first is unavailable. Its methods raise nothing.
 
-    What one store knows of a block the other one is told when it takes over: a request during a block prolongs it. So
-    is a 429 of a request that the other one has permitted. A store that has lost its data, as a Redis without a disk,
-    is told what this process has seen there last.
+    What one store knows of a block the other one is told when it takes over: a request during a block prolongs it. Not
+    where a probe there has found meanwhile that the block is over: each of a hundred processes would begin it again.
+    The other store is told of a 429 too whose request this one has permitted. A store that has lost its data, as a
+    Redis without a disk, is told what this process has seen there last.
 
     :param primary: The store.
     :param backup: The one in its place, which raises nothing.
@@ -49,6 +50,8 @@ class FallbackStore:
         # The number of the latest request before the store that made it took over.
         self._last_foreign_request = 0
         self._blocked_until: float | None = None
+        # When it was made, on our clock.
+        self._decided_at = -math.inf
         # What the first store knew after the latest decision that it has made for this process.
         self._known_request = 0
         self._throttle: Throttle | None = None
@@ -124,7 +127,9 @@ class FallbackStore:
             if has_lost or store is not self._latest:
                 # The numbers of its requests must be later ones: a 429 of an earlier request is no new event.
                 limiter.last_request = max(limiter.last_request, self._last_request)
-                if (cooldown := self._cooldown_left()) is not None:
+                # An end that lies ahead is by a clock that was put back, and tells nothing.
+                is_over = now >= limiter.block.ended_at >= now - (self._clock.monotonic() - self._decided_at)
+                if not is_over and (cooldown := self._cooldown_left()) is not None:
                     limiter.pause(now, cooldown)
             foreign = self._last_foreign_request
             if store is not self._latest and self._latest is not None:
@@ -140,7 +145,7 @@ class FallbackStore:
         if store is self._primary:
             self._known_request = limiter.last_request
             self._throttle, self._durations = replace(limiter.throttle), limiter.durations
-        self._latest = store
+        self._latest, self._decided_at = store, self._clock.monotonic()
         return result
 
     def _leave(self, error: StoreUnavailableError) -> None:

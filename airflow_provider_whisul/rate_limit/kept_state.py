@@ -9,7 +9,7 @@ from airflow_provider_whisul.rate_limit.backoff import BACKOFF_SCHEDULE
 from airflow_provider_whisul.rate_limit.block import MAX_COOLDOWN
 
 #: Version of what a store holds. A store with another one is taken for empty.
-STATE_VERSION = 5
+STATE_VERSION = 6
 
 #: Requests per second. A smaller number is that of a damaged store, and cannot be divided by.
 MIN_KEPT_RATE = 1e-9

@@ -359,7 +359,7 @@ class RateLimiter:
             return bool(throttled)
         block.probing = False
         if throttled is False:
-            block.end()
+            block.end(now)
         else:
             if throttled:
                 block.step = min(block.step + 1, len(BACKOFF_SCHEDULE) - 1)

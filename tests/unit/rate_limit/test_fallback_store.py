@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from airflow_provider_whisul.rate_limit.limiter_store import (
     StoreUnavailableError,
     T,
 )
-from airflow_provider_whisul.rate_limit.rate_limiter import Lease, RateLimiter
+from airflow_provider_whisul.rate_limit.rate_limiter import Lease, Permit, RateLimiter
 from airflow_provider_whisul.rate_limit.store_choice import limiter_store
 from airflow_provider_whisul.rate_limit.throttle import INITIAL_RATE
 from airflow_provider_whisul.rate_limit.worker_rate_limiter import WorkerRateLimiter
@@ -338,6 +338,75 @@ def test_a_block_that_another_process_has_found_to_be_over_is_not_brought_back(
     assert isinstance(probe, Lease)
     other.update(lambda limiter, now: limiter.on_response(now, probe.first, throttled=False))
     assert not store.update(is_blocked)
+
+
+def test_a_block_that_a_probe_has_ended_is_begun_again_by_none_of_the_processes_that_come_back(
+    primary: UnsteadyStore, clock: FakeClock
+) -> None:
+    pods = [pod(primary, MemoryStore(clock.clock), clock) for _ in range(10)]
+    pods[0].on_response(pods[0].acquire("poll", 60), throttled=True)
+    rate = primary.limiter.throttle.rate
+    all_ask(pods)
+    primary.away = True
+    all_ask(pods)
+    primary.away = False
+    clock.now += 10
+    all_succeed(pods, clock)
+    assert primary.limiter.throttle.ceiling == rate
+
+
+def test_a_block_that_a_probe_has_ended_is_begun_again_by_none_of_the_processes_that_leave(
+    primary: UnsteadyStore, backup: MemoryStore, clock: FakeClock
+) -> None:
+    tasks = [pod(primary, backup, clock) for _ in range(10)]
+    tasks[0].on_response(tasks[0].acquire("poll", 60), throttled=True)
+    all_ask(tasks)
+    primary.away = True
+    clock.now += 6
+    all_succeed(tasks[:1], clock)
+    rate = backup.limiter.throttle.rate
+    all_succeed(tasks[1:], clock)
+    assert backup.limiter.throttle.ceiling == rate
+    # A later 429 begins one as ever.
+    tasks[0].on_response(tasks[0].acquire("poll", 60), throttled=True)
+    assert backup.limiter.throttle.ceiling < rate
+
+
+@pytest.mark.parametrize("put_back_by", [3.0, 3600.0])
+def test_a_block_is_told_to_a_store_whose_clock_was_put_back_to_before_the_end_of_the_one_before(
+    store: FallbackStore, primary: UnsteadyStore, clock: FakeClock, put_back_by: float
+) -> None:
+    store.update(block)
+    clock.now += 6
+    probe = store.update(ask)
+    assert isinstance(probe, Lease)
+    store.update(lambda limiter, now: limiter.on_response(now, probe.first, throttled=False))
+    clock.now += 1
+    primary.away = True
+    store.update(lambda limiter, now: limiter.on_response(now, take_number(limiter, now), True, retry_after=600))
+    clock.now += 10
+    store.update(ask)
+    clock.now += 60
+    primary.ahead -= put_back_by
+    primary.away = False
+    # Another process is the first to notice.
+    primary.update(ask)
+    assert store.update(is_blocked)
+
+
+def pod(primary: UnsteadyStore, backup: MemoryStore, clock: FakeClock) -> WorkerRateLimiter:
+    return WorkerRateLimiter(FallbackStore(primary, backup, clock.clock), SETTINGS, clock.clock)
+
+
+def all_ask(pods: Sequence[WorkerRateLimiter]) -> None:
+    for each in pods:
+        each.is_permitted(Permit(0))
+
+
+def all_succeed(pods: Sequence[WorkerRateLimiter], clock: FakeClock) -> None:
+    for each in pods:
+        each.on_response(each.acquire("submission", 60), throttled=False)
+        clock.now += 0.5
 
 
 def test_requests_are_numbered_on_when_the_store_changes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import pytest
 
@@ -272,6 +272,6 @@ def test_a_file_keeps_the_places_and_for_how_long(clock: FakeClock) -> None:
 def test_a_state_of_the_version_before_is_a_new_rate_limiter_and_stays_where_it_is(clock: FakeClock) -> None:
     settings = replace(account_settings(0.5))
     state = RateLimiter().as_dict()
-    del state["line"]
-    assert RateLimiter.from_dict({**state, "version": 4}) == RateLimiter()
-    assert "v5-" in FileStore(settings, clock.clock).path.name
+    block = {name: value for name, value in asdict(RateLimiter().block).items() if name != "ended_at"}
+    assert RateLimiter.from_dict({**state, "block": block, "version": 5}) == RateLimiter()
+    assert "v6-" in FileStore(settings, clock.clock).path.name
