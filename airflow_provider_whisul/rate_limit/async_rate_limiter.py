@@ -172,13 +172,13 @@ class AsyncRateLimiter(LimiterClient):
         """
         Pause for a 429 that a worker has met with the same key. The later of two cool-downs counts.
 
-        Where the worker has met it in the same store, the block is known there already, and is left as it is.
+        Where the worker has met it in the same store, and that has not lost it since, the block is left as it is.
 
         :param not_before: When the next request may be sent.
         """
         wait = not_before.wait(self._clock.time())
         if wait > 0:
-            await self._change(partial(self._pause, wait, not_before.store_id))
+            await self._change(partial(self._pause, wait, not_before))
 
     def _change(self, change: Callable[[], T]) -> asyncio.Future[T]:
         """Start a change of the store that nothing cancels, and that may permit or forbid a request."""

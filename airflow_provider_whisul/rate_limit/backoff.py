@@ -28,11 +28,14 @@ class NotBefore(NamedTuple):
     :param seconds: The seconds until then, when it did.
     :param store_id: The ``store_id`` of the rate limiter that knows of the 429. None for unknown, as in a trigger of an
         earlier version.
+    :param throttled_at: When the latest 429 came that this rate limiter knew of, by the clock of its store. None for
+        unknown.
     """
 
     at: float
     seconds: float
     store_id: int | None = None
+    throttled_at: float | None = None
 
     def wait(self, now: float) -> float:
         """
@@ -79,7 +82,9 @@ def retry_delay(error: WhisulError, step: int, jitter: float) -> float:
     return transient_delay(jitter)
 
 
-def throttled_until(error: WhisulError, now: float, store_id: int | None = None) -> NotBefore | None:
+def throttled_until(
+    error: WhisulError, now: float, store_id: int | None = None, throttled_at: float | None = None
+) -> NotBefore | None:
     """
     Return when the next request may be sent after an error; None unless the key is blocked.
 
@@ -89,8 +94,9 @@ def throttled_until(error: WhisulError, now: float, store_id: int | None = None)
     :param error: The error.
     :param now: When the error came, in Unix seconds.
     :param store_id: The ``store_id`` of the rate limiter that the error comes from.
+    :param throttled_at: When the latest 429 came that this rate limiter knows of, by the clock of its store.
     """
     if not isinstance(error, WhisulRateLimitError):
         return None
     delay = error.cooldown if error.http_status is None else retry_delay(error, 0, 0.0)
-    return None if delay is None else NotBefore(now + delay, delay, store_id)
+    return None if delay is None else NotBefore(now + delay, delay, store_id, throttled_at)

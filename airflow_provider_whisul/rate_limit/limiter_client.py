@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 
 from airflow_provider_whisul.api.connection import ConnectionSettings
@@ -50,8 +51,9 @@ class LimiterClient:
         self.durations = Durations()
         self.store = store
         self._clock = clock
-        # Of the store that made the latest decision.
+        # Of the store that made the latest decision: its id, and when the latest 429 came that it knew of then.
         self._store_id: int | None = None
+        self._throttled_at: float | None = None
         self._new_durations: list[tuple[str, float]] = []
 
     def add_job(self, job: WhisulJob) -> None:
@@ -80,7 +82,7 @@ class LimiterClient:
 
         :param error: The error of the latest request.
         """
-        return throttled_until(error, self._clock.time(), self._store_id)
+        return throttled_until(error, self._clock.time(), self._store_id, self._throttled_at)
 
     def _update(self, decide: Decide[T]) -> T:
         """Make a decision in the store, with the limit that the user has set."""
@@ -90,8 +92,12 @@ class LimiterClient:
             limiter.configure(self.settings.max_requests_per_second)
             for job_id, seconds in durations:
                 limiter.durations.add_job(job_id, seconds)
+            decision = decide(limiter, now)
+            throttled_at = limiter.block.throttled_at
             self.durations, self._store_id = limiter.durations, limiter.store_id
-            return decide(limiter, now)
+            # Where there was none it is no number that each database can keep as JSON.
+            self._throttled_at = throttled_at if math.isfinite(throttled_at) else None
+            return decision
 
         decision = self.store.update(decide_with_settings)
         del self._new_durations[: len(durations)]
@@ -127,12 +133,16 @@ class LimiterClient:
         """Take back a lease of which nothing was used."""
         self._update(lambda limiter, now: limiter.give_back(now, lease, 0))
 
-    def _pause(self, seconds: float, met_in: int | None) -> None:
-        """Pause for a 429 that a process has met whose store has an id. A store with that id knows of it."""
+    def _pause(self, seconds: float, not_before: NotBefore) -> None:
+        """Pause for a 429 that another process has met, unless the store knows of it already."""
+        met_at = not_before.throttled_at
 
         def decide(limiter: RateLimiter, now: float) -> None:
+            # A Redis that was restarted empty is given what a process has seen there last. The id is the same then, but
+            # a 429 that came later is lost.
+            knows = limiter.store_id == not_before.store_id and (met_at is None or limiter.block.throttled_at >= met_at)
             # By the clocks of two machines the block would become longer with each task that is told of it.
-            if limiter.store_id != met_in:
+            if not knows:
                 limiter.pause(now, seconds)
 
         self._update(decide)

@@ -303,9 +303,13 @@ class RateLimiter:
             self.block.wait(now, seconds)
 
     def forget(self) -> None:
-        """Forget all that was learnt. Requests are numbered on, so that no process takes this for a lost state."""
+        """
+        Forget all that was learnt. Requests are numbered on, and the time of the latest 429 stays, so that no process
+        takes this for a lost state.
+        """
         kept = {"store_id": self.store_id, "last_request": self.last_request}
-        vars(self).update(vars(RateLimiter(self.max_requests_per_second)), **kept)
+        block = Block(throttled_at=self.block.throttled_at)
+        vars(self).update(vars(RateLimiter(self.max_requests_per_second)), **kept, block=block)
 
     def recover(self, throttle: Throttle, durations: Durations) -> None:
         """

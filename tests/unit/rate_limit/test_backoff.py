@@ -61,11 +61,12 @@ def test_six_attempts_use_each_step_of_the_backoff_schedule_once() -> None:
 
 
 def test_only_a_block_forbids_the_next_request_for_a_time() -> None:
-    assert throttled_until(WhisulRateLimitError("m", http_status=429), 1000.0) == (1005, 5, None)
-    assert throttled_until(WhisulRateLimitError("m", http_status=429, retry_after=30.0), 1000.0, 7) == (1030, 30, 7)
-    assert throttled_until(WhisulRateLimitError("m", cooldown=40.0), 1000.0, 7) == (1040, 40, 7)
+    assert throttled_until(WhisulRateLimitError("m", http_status=429), 1000.0) == (1005, 5, None, None)
+    error = WhisulRateLimitError("m", http_status=429, retry_after=30.0)
+    assert throttled_until(error, 1000.0, 7, 12.5) == (1030, 30, 7, 12.5)
+    assert throttled_until(WhisulRateLimitError("m", cooldown=40.0), 1000.0, 7, 12.5) == (1040, 40, 7, 12.5)
     # Of a block that is nearly over a refusal tells no more than what is left of it.
-    assert throttled_until(WhisulRateLimitError("m", cooldown=1.25), 1000.0) == (1001.25, 1.25, None)
+    assert throttled_until(WhisulRateLimitError("m", cooldown=1.25), 1000.0) == (1001.25, 1.25, None, None)
     # The rate limiter has refused it for the rate alone.
     assert throttled_until(WhisulRateLimitError("m"), 1000.0) is None
     assert throttled_until(WhisulServerError("m"), 1000.0) is None

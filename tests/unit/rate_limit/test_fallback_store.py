@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 
 from airflow_provider_whisul.api.connection import ConnectionSettings
-from airflow_provider_whisul.exceptions import WhisulRateLimitError
-from airflow_provider_whisul.rate_limit import redis_store
-from airflow_provider_whisul.rate_limit.async_rate_limiter import AsyncRateLimiter
 from airflow_provider_whisul.rate_limit.block import PROBE_TIMEOUT
 from airflow_provider_whisul.rate_limit.fallback_store import FallbackStore
 from airflow_provider_whisul.rate_limit.file_store import FileStore
@@ -23,7 +16,6 @@ from airflow_provider_whisul.rate_limit.limiter_store import (
     DayIsFullError,
     Decide,
     MemoryStore,
-    StoreUnavailableError,
     T,
 )
 from airflow_provider_whisul.rate_limit.rate_limiter import Lease, Permit, RateLimiter
@@ -31,91 +23,9 @@ from airflow_provider_whisul.rate_limit.store_choice import limiter_store
 from airflow_provider_whisul.rate_limit.throttle import INITIAL_RATE
 from airflow_provider_whisul.rate_limit.worker_rate_limiter import WorkerRateLimiter
 from tests.support.clock import FakeClock
-from tests.support.redis_server import RedisServer
-from tests.support.soon import soon
+from tests.unit.rate_limit.unsteady_store import Logged, UnsteadyStore, block, is_blocked, take_number
 
 SETTINGS = ConnectionSettings("https://api.whisul.test", "a-secret-key")
-
-
-@dataclass
-class UnsteadyStore(MemoryStore):
-    """A store in memory with a clock of its own, which a test makes unavailable."""
-
-    clock: FakeClock
-    ahead: float = 0.0
-    away: bool = False
-    asked: int = 0
-    counted: list[int] = field(default_factory=list)
-    where: str = "the unsteady store"
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def _check(self) -> None:
-        self.asked += 1
-        if self.away:
-            raise StoreUnavailableError("It is away.")
-
-    def update(self, decide: Decide[T]) -> T:
-        if self.away:
-            # As a store does that fails after the decision.
-            decide(RateLimiter(), 0.0)
-        self._check()
-        return decide(self.limiter, self.clock.now + self.ahead)
-
-    def reset(self) -> None:
-        self._check()
-        super().reset()
-
-    def count_submission(self, ceiling: int) -> str:  # type: ignore[override]
-        self._check()
-        if len(self.counted) >= ceiling:
-            raise DayIsFullError
-        self.counted.append(1)
-        return "today"
-
-    def uncount_submission(self, day: str) -> None:
-        self._check()
-        assert day == "today"
-        self.counted.pop()
-
-
-@pytest.fixture
-def primary(clock: FakeClock) -> UnsteadyStore:
-    # Its time has nothing to do with ours, as that of a Redis.
-    return UnsteadyStore(clock, ahead=12_345.0)
-
-
-@pytest.fixture
-def backup(clock: FakeClock) -> MemoryStore:
-    return MemoryStore(clock.clock)
-
-
-@pytest.fixture
-def store(primary: UnsteadyStore, backup: MemoryStore, clock: FakeClock) -> FallbackStore:
-    return FallbackStore(primary, backup, clock.clock)
-
-
-@pytest.fixture
-def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[tuple[str, str]]]:
-    caplog.set_level(logging.INFO, "airflow_provider_whisul")
-    return lambda: [(record.levelname, record.getMessage()) for record in caplog.records]
-
-
-Logged = Callable[[], list[tuple[str, str]]]
-
-
-def take_number(limiter: RateLimiter, now: float) -> int:
-    limiter.last_request += 1
-    return limiter.last_request
-
-
-def block(limiter: RateLimiter, now: float) -> None:
-    limiter.on_response(now, take_number(limiter, now), throttled=True)
-
-
-def is_blocked(limiter: RateLimiter, now: float) -> bool:
-    return limiter.block.active
 
 
 def ask(limiter: RateLimiter, now: float) -> Lease | float:
@@ -515,71 +425,6 @@ def test_a_block_holds_though_counting_has_found_the_store_away(store: FallbackS
     primary.away = True
     assert store.count_submission(2) is None
     assert store.update(is_blocked)
-
-
-@pytest.mark.parametrize("away", [True, False])
-def test_a_triggerer_that_has_lost_the_shared_store_is_paused_by_what_a_task_has_met_there(
-    store: FallbackStore, primary: UnsteadyStore, backup: MemoryStore, clock: FakeClock, away: bool
-) -> None:
-    worker = WorkerRateLimiter(primary, SETTINGS, clock.clock)
-    worker.on_response(worker.acquire("poll", 0), throttled=True, retry_after=30)
-    with pytest.raises(WhisulRateLimitError) as refused:
-        worker.acquire("poll", 0)
-    not_before = worker.throttled_until(refused.value)
-    assert not_before is not None
-    known = primary.limiter.as_dict()
-    # Though nothing has told the triggerer yet.
-    primary.away = away
-    asyncio.run(AsyncRateLimiter(store, SETTINGS, clock.clock).pause_until(not_before))
-    assert backup.limiter.block.active == away
-    if away:
-        assert backup.limiter.next_allowed_at(clock.now) == pytest.approx(clock.now + 30)
-    assert primary.limiter.as_dict() == known
-
-
-# --- the real stores
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    pytest.importorskip("redis")
-    server = RedisServer(tmp_path)
-    yield server
-    server.kill()
-
-
-def test_a_redis_that_is_killed_and_restarted_costs_no_block_and_no_decision(
-    redis: RedisServer, clock: FakeClock, logged: Logged
-) -> None:
-    one, other = (limiter_store(SETTINGS, redis.settings, clock.clock) for _ in range(2))
-    one.update(block)
-    assert other.update(is_blocked)
-    redis.kill()
-    assert one.update(is_blocked)
-    # They share the file of their machine meanwhile.
-    assert one.update(take_number) < other.update(take_number)
-    redis.start()
-    clock.now += 10
-    assert one.update(is_blocked)
-    assert other.update(is_blocked)
-    assert "redis_test" in one.where
-    assert [level for level, _ in logged()] == ["WARNING", "WARNING", "INFO", "INFO"]
-
-
-def test_a_redis_that_is_slow_costs_one_timeout_in_10_s(
-    redis: RedisServer, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(redis_store, "SOCKET_TIMEOUT", 2.0)
-    store = limiter_store(SETTINGS, redis.settings, clock.clock)
-    store.update(block)
-    redis.freeze()
-    with soon():
-        for _ in range(20):
-            assert store.update(is_blocked)
-    redis.thaw()
-    clock.now += 10
-    store.update(is_blocked)
-    assert "redis_test" in store.where
 
 
 def test_without_a_safe_folder_each_process_limits_itself_and_its_log_says_so_once(

@@ -27,7 +27,7 @@ def test_the_trigger_is_recreated_from_its_serialised_arguments() -> None:
         10,
         1_771_329_600.0,
         "execution_timeout",
-        [1_771_329_000.0, 60.0, 7],
+        [1_771_329_000.0, 60.0, 7, 1_771_328_940.25],
         1_771_328_900.0,
         "nightly",
     ).serialize()
@@ -38,7 +38,7 @@ def test_the_trigger_is_recreated_from_its_serialised_arguments() -> None:
         "poll_interval": 10,
         "deadline": 1_771_329_600.0,
         "deadline_source": "execution_timeout",
-        "not_before": [1_771_329_000.0, 60.0, 7],
+        "not_before": [1_771_329_000.0, 60.0, 7, 1_771_328_940.25],
         "submitted_at": 1_771_328_900.0,
         "dag_id": "nightly",
     }
@@ -47,7 +47,11 @@ def test_the_trigger_is_recreated_from_its_serialised_arguments() -> None:
 
 @pytest.mark.parametrize(
     ("stored", "expected"),
-    [(None, None), ([1_771_329_000.0, 60.0], [1_771_329_000.0, 60.0, None])],
+    [
+        (None, None),
+        ([1_771_329_000.0, 60.0], [1_771_329_000.0, 60.0, None, None]),
+        ([1_771_329_000.0, 60.0, 7], [1_771_329_000.0, 60.0, 7, None]),
+    ],
 )
 def test_a_trigger_of_an_older_version_that_waits_in_a_database_is_recreated(
     stored: list[float] | None, expected: list[float | None] | None
