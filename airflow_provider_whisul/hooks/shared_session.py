@@ -79,8 +79,10 @@ def _new_session(settings: ConnectionSettings, tls: ssl.SSLContext | bool) -> ai
     session = aiohttp.ClientSession(
         headers=HEADERS,
         timeout=aiohttp.ClientTimeout(total=settings.timeout),
-        # Longer than the usual poll interval, so that a single job's polls share a connection too.
-        connector=aiohttp.TCPConnector(ssl=tls, keepalive_timeout=60),
+        # The rate limiter caps how many requests are on their way. One that it has permitted must not wait here: it
+        # would be sent after a 429 that came meanwhile. The time is longer than the usual poll interval, so that a
+        # single job's polls share a connection too.
+        connector=aiohttp.TCPConnector(ssl=tls, limit=0, keepalive_timeout=60),
         cookie_jar=aiohttp.DummyCookieJar(),
         trace_configs=[_note_what_is_sent()],
     )

@@ -269,8 +269,10 @@ class WhisulAsyncHook(BaseHook):
             except BaseException:
                 rate_limiter.on_response(permit, throttled=None)
                 raise
+            # Before anything that may fail: a permit of which nothing is heard counts as on its way for ever.
+            reported = rate_limiter.on_response(permit, response.throttled, response.asked_wait)
             metrics.response(request, response, self.clock.monotonic() - began)
-            cooldown = await rate_limiter.on_response(permit, response.throttled, response.asked_wait)
+            cooldown = await reported
         return replace(response, cooldown=cooldown, conn_id=self.whisul_conn_id)
 
     async def follow(self, poller: JobPoller, delay: float) -> WhisulJob:

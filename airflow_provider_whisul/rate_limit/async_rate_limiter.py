@@ -13,6 +13,7 @@ from typing import TypeVar
 from airflow_provider_whisul import metrics
 from airflow_provider_whisul.api.connection import ConnectionSettings
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
+from airflow_provider_whisul.exceptions import WhisulRateLimitError
 from airflow_provider_whisul.rate_limit.backoff import NotBefore
 from airflow_provider_whisul.rate_limit.block import Block
 from airflow_provider_whisul.rate_limit.limiter_client import CHECK_INTERVAL, UNCHECKED_WAIT, LimiterClient, refusal
@@ -22,6 +23,10 @@ from airflow_provider_whisul.rate_limit.rate_limiter import LEASE_SECONDS, Lease
 from airflow_provider_whisul.rate_limit.throttle import INITIAL_RATE
 
 T = TypeVar("T")
+
+#: How many requests of an account are on their way in one event loop at most: as many as aiohttp usually has
+#: connections. Where the API does not respond, more would use up the file descriptors of the triggerer.
+MAX_IN_FLIGHT = 100
 
 #: Seconds that a poll waits at least, however little it may: the store must be asked first.
 MIN_WAIT = 1.0
@@ -52,6 +57,11 @@ class _Permits:
         self.latest_use = self._use_before = latest_use
 
     @property
+    def probe(self) -> bool:
+        """Whether it is the half-open probe of a block."""
+        return self._lease.probe
+
+    @property
     def next_at(self) -> float:
         """When the next permit may be used."""
         return self.latest_use + self._lease.interval
@@ -80,6 +90,10 @@ class AsyncRateLimiter(LimiterClient):
     The event loop never waits for the store: a thread asks it for the permits of many polls at once, ahead of need.
     All waiting is by the loop's own clock, which is never put back.
 
+    A poll that is permitted is sent at once: none waits for a connection, behind which a 429 would not hold it back. So
+    polls wait here while :data:`MAX_IN_FLIGHT` requests are on their way. Each permit counts until ``on_response`` or
+    ``give_back`` is called for it.
+
     See :class:`LimiterClient` for the protocol and the parameters.
     """
 
@@ -98,6 +112,8 @@ class AsyncRateLimiter(LimiterClient):
         self._changed: asyncio.Future[None] | None = None
         self._own_429s = 0
         self._waits = 0
+        # How many permits are out, and when there was room for another one again.
+        self._in_flight, self._room_since = 0, -math.inf
         # When the next poll may be sent, and the block, as the store had them at the latest question.
         self._not_before, self._block = -math.inf, Block()
         self._demand, self._demand_at = 0.0, -math.inf
@@ -116,6 +132,7 @@ class AsyncRateLimiter(LimiterClient):
         asked_at = loop.time()
         self._count_demand(asked_at)
         if not self._queue and (at_hand := self._permit_at(asked_at)) is not None:
+            self._in_flight += 1
             return at_hand
         poll = poll or WaitingPoll(due=asked_at)
         waits_before = self._waits
@@ -137,6 +154,7 @@ class AsyncRateLimiter(LimiterClient):
                 break
         except asyncio.CancelledError:
             if permitted.done() and not permitted.cancelled() and permitted.exception() is None:
+                self._leave()
                 self._pass_on(permitted.result()[0])
             raise
         finally:
@@ -144,7 +162,12 @@ class AsyncRateLimiter(LimiterClient):
             del self._waiting[poll]
         permit, waits = permitted.result()
         if waits != waits_before:
-            metrics.rate_limit_wait(loop.time() - asked_at)
+            try:
+                metrics.rate_limit_wait(loop.time() - asked_at)
+            except BaseException:
+                # The caller gets no permit, and would report none.
+                self.give_back(permit)
+                raise
         return permit
 
     def on_response(
@@ -158,6 +181,7 @@ class AsyncRateLimiter(LimiterClient):
         :param retry_after: The seconds that the response asked all requests of the account to wait, if it did.
         :return: The seconds until the next request may be sent, None unless the response was a 429.
         """
+        self._leave()
         if not self._needs_report(permit, throttled, retry_after):
             nothing: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
             nothing.set_result(None)
@@ -167,6 +191,15 @@ class AsyncRateLimiter(LimiterClient):
             self._own_429s += 1
             self._permits = None
         return self._change(partial(self._report, permit.number, throttled, retry_after))
+
+    def give_back(self, permit: Permit) -> None:
+        """
+        Take back a permit whose request was certainly not sent, without waiting for the store.
+
+        :param permit: The request's permit.
+        """
+        self._leave()
+        self._put_back(permit)
 
     async def pause_until(self, not_before: NotBefore) -> None:
         """
@@ -203,6 +236,11 @@ class AsyncRateLimiter(LimiterClient):
         """Return until when a poll waits longer, since others wait beside it, or refuse it."""
         now, crowd = asyncio.get_running_loop().time(), len(self._queue)
         if crowd < 2 or self._block.active or now >= latest:
+            if not self._has_room(self._block.active):
+                raise WhisulRateLimitError(
+                    f"{MAX_IN_FLIGHT} requests of this API key have no response yet, and no more are sent at a time. "
+                    "Nothing was sent. Whisul may be slow, or cannot be reached."
+                )
             wall = self._clock.time()
             raise refusal(wall + max(self._not_before - now, 0.0), wall, self._block)
         return min(now + crowd * CROWD_SECONDS_PER_POLL, latest)
@@ -212,18 +250,38 @@ class AsyncRateLimiter(LimiterClient):
         permits = self._permits
         if permits is None or permits.is_over(now) or permits.next_at - now > _NO_WAIT:
             return None
-        return permits.use(now)
+        return permits.use(now) if self._has_room(permits.probe) else None
+
+    def _has_room(self, probe: bool) -> bool:
+        """
+        Return whether one more request may be on its way.
+
+        A probe always may: where the others hang, no response would otherwise end the block. There is one at a time.
+        """
+        return probe or self._in_flight < MAX_IN_FLIGHT
+
+    def _leave(self) -> None:
+        """Count a request as no longer on its way."""
+        self._in_flight -= 1
+        if self._in_flight == MAX_IN_FLIGHT - 1:
+            self._room_since = asyncio.get_running_loop().time()
+            self._wake()
 
     def _pass_on(self, permit: Permit) -> None:
         """Give a permit to the next poll that waits, or keep it for one that comes."""
-        while self._queue:
+        while self._queue and self._has_room(permit.probe):
             permitted = self._waiting[self._queue.pop(asyncio.get_running_loop().time(), self.durations)]
             # It may just have been cancelled.
             if not permitted.done():
+                self._in_flight += 1
                 permitted.set_result((permit, self._waits))
                 return
+        self._put_back(permit)
+
+    def _put_back(self, permit: Permit) -> None:
+        """Keep a permit for a poll that comes. A probe is for all processes: it is given back to the store."""
         if permit.probe:
-            self._change(partial(self.give_back, permit))
+            self._change(partial(super().give_back, permit))
         elif self._permits is not None:
             self._permits.put_back(permit)
 
@@ -246,10 +304,13 @@ class AsyncRateLimiter(LimiterClient):
         loop = asyncio.get_running_loop()
         while self._queue:
             now = loop.time()
-            if self._permits is None or self._permits.is_over(now):
-                if self._permits is not None:
-                    self._latest_use = self._permits.latest_use
+            if self._permits is not None and self._permits.is_over(now):
+                self._latest_use = self._permits.latest_use
                 self._permits = None
+            if not self._has_room(self._block.active if self._permits is None else self._permits.probe):
+                # The store is not asked meanwhile, for the same reason as for how many it is asked.
+                await self._wait()
+            elif self._permits is None:
                 await self._get_permits(loop)
             elif (permit := self._permit_at(now)) is not None:
                 self._pass_on(permit)
@@ -260,8 +321,11 @@ class AsyncRateLimiter(LimiterClient):
     async def _get_permits(self, loop: asyncio.AbstractEventLoop) -> None:
         """Ask for a lease, and wait until it begins, or until it is worth asking again."""
         asked_at, own_429s = loop.time(), self._own_429s
-        count = max(len(self._queue), int(self._demand * LEASE_SECONDS / _DEMAND_SECONDS))
-        overdue, urgent = self._queue.overdue(asked_at), self._queue.urgent(asked_at)
+        wanted = max(len(self._queue), int(self._demand * LEASE_SECONDS / _DEMAND_SECONDS))
+        # Permits that cannot be used are taken from other processes.
+        count = max(min(wanted, MAX_IN_FLIGHT - self._in_flight), 1)
+        # What a poll waited for room was not the rate's doing, and must not raise it.
+        overdue, urgent = min(self._queue.overdue(asked_at), asked_at - self._room_since), self._queue.urgent(asked_at)
         answer, self._block, _ = await self._in_thread(partial(self._ask, "poll", count, overdue, urgent))
         if not isinstance(answer, Lease):
             self._not_before = loop.time() + answer
@@ -280,15 +344,16 @@ class AsyncRateLimiter(LimiterClient):
         else:
             await self._in_thread(partial(self._give_back, answer))
 
-    async def _wait(self, seconds: float) -> None:
-        """Wait, or until a response may have changed when the next request is allowed."""
+    async def _wait(self, seconds: float = math.inf) -> None:
+        """Wait, or until a response may have changed when the next request is allowed, or has made room for it."""
         self._waits += 1
         loop = asyncio.get_running_loop()
         self._changed = loop.create_future()
-        timer = loop.call_later(seconds, self._wake)
+        timer = loop.call_later(seconds, self._wake) if seconds < math.inf else None
         try:
             await self._changed
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
             # It refers to the event loop, which this object must not keep alive.
             self._changed = None
