@@ -308,7 +308,7 @@ class AsyncRateLimiter(LimiterClient):
                 self._latest_use = self._permits.latest_use
                 self._permits = None
             if not self._has_room(self._block.active if self._permits is None else self._permits.probe):
-                # The store is not asked meanwhile, for the same reason as for how many it is asked.
+                # The store is not asked meanwhile: permits that cannot be used are taken from other processes.
                 await self._wait()
             elif self._permits is None:
                 await self._get_permits(loop)
@@ -322,7 +322,7 @@ class AsyncRateLimiter(LimiterClient):
         """Ask for a lease, and wait until it begins, or until it is worth asking again."""
         asked_at, own_429s = loop.time(), self._own_429s
         wanted = max(len(self._queue), int(self._demand * LEASE_SECONDS / _DEMAND_SECONDS))
-        # Permits that cannot be used are taken from other processes.
+        # Nor is it asked for more permits than there is room for.
         count = max(min(wanted, MAX_IN_FLIGHT - self._in_flight), 1)
         # What a poll waited for room was not the rate's doing, and must not raise it.
         overdue, urgent = min(self._queue.overdue(asked_at), asked_at - self._room_since), self._queue.urgent(asked_at)
