@@ -16,7 +16,14 @@ from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_whisul.exceptions import WhisulRateLimitError
 from airflow_provider_whisul.rate_limit.backoff import NotBefore
 from airflow_provider_whisul.rate_limit.block import Block
-from airflow_provider_whisul.rate_limit.limiter_client import CHECK_INTERVAL, UNCHECKED_WAIT, LimiterClient, refusal
+from airflow_provider_whisul.rate_limit.leased_permits import LeasedPermits
+from airflow_provider_whisul.rate_limit.limiter_client import (
+    CHECK_INTERVAL,
+    LimiterClient,
+    is_known,
+    must_check,
+    refusal,
+)
 from airflow_provider_whisul.rate_limit.limiter_store import LimiterStore
 from airflow_provider_whisul.rate_limit.poll_queue import PollQueue, WaitingPoll
 from airflow_provider_whisul.rate_limit.rate_limiter import LEASE_SECONDS, Lease, Permit
@@ -35,52 +42,15 @@ MIN_WAIT = 1.0
 #: limit all of them are sent.
 CROWD_SECONDS_PER_POLL = 1 / INITIAL_RATE
 
+#: How long a lease is at least, as a multiple of the time that an answer of the store takes: nothing is sent while the
+#: next one is asked for.
+LEASE_PER_ANSWER = 4
+
 #: Seconds in which the demand for permits is measured.
 _DEMAND_SECONDS = 1.0
 
 #: Seconds of a wait that is over by the time it has begun.
 _NO_WAIT = 1e-6
-
-
-class _Permits:
-    """
-    The permits of a lease that has begun, on the event loop's clock.
-
-    They are used evenly spaced, until the lease runs out: also after the latest one of the lease before, which may have
-    been used late, when the store counted it as used.
-    """
-
-    def __init__(self, lease: Lease, starts_at: float, latest_use: float) -> None:
-        self._lease = lease
-        self._ends_at = starts_at + (lease.count - 1) * lease.interval + LEASE_SECONDS
-        self._used = 0
-        self.latest_use = self._use_before = latest_use
-
-    @property
-    def probe(self) -> bool:
-        """Whether it is the half-open probe of a block."""
-        return self._lease.probe
-
-    @property
-    def next_at(self) -> float:
-        """When the next permit may be used."""
-        return self.latest_use + self._lease.interval
-
-    def is_over(self, now: float) -> bool:
-        """Return whether all permits are used, or have run out."""
-        return self._used == self._lease.count or max(now, self.next_at) > self._ends_at
-
-    def use(self, now: float) -> Permit:
-        """Return the next permit."""
-        self._use_before, self.latest_use = self.latest_use, now
-        self._used += 1
-        return self._lease.permit(self._used - 1)
-
-    def put_back(self, permit: Permit) -> None:
-        """Take back the latest permit, whose request is not sent."""
-        if self._used and permit.number == self._lease.first + self._used - 1:
-            self._used -= 1
-            self.latest_use = self._use_before
 
 
 class AsyncRateLimiter(LimiterClient):
@@ -104,19 +74,22 @@ class AsyncRateLimiter(LimiterClient):
         self._queue = PollQueue()
         # With each permit, how often there was a wait before it.
         self._waiting: dict[WaitingPoll, asyncio.Future[tuple[Permit, int]]] = {}
-        self._permits: _Permits | None = None
+        self._permits: LeasedPermits | None = None
         # Of the permits before those.
         self._latest_use = -math.inf
         self._runner: asyncio.Task[None] | None = None
         # Done when a response may have changed when the next request is allowed.
         self._changed: asyncio.Future[None] | None = None
-        self._own_429s = 0
+        # How often permits were dropped.
+        self._drops = 0
         self._waits = 0
         # How many permits are out, and when there was room for another one again.
         self._in_flight, self._room_since = 0, -math.inf
         # When the next poll may be sent, and the block, as the store had them at the latest question.
         self._not_before, self._block = -math.inf, Block()
         self._demand, self._demand_at = 0.0, -math.inf
+        # Whether the latest lease had run out when its answer came.
+        self._came_late = False
 
     async def acquire(self, max_wait: float | None = None, poll: WaitingPoll | None = None) -> Permit:
         """
@@ -187,9 +160,7 @@ class AsyncRateLimiter(LimiterClient):
             nothing.set_result(None)
             return nothing
         if throttled or retry_after:
-            # The limit is used up, so no permit holds that was given before.
-            self._own_429s += 1
-            self._permits = None
+            self._drop_permits()
         return self._change(partial(self._report, permit.number, throttled, retry_after))
 
     def give_back(self, permit: Permit) -> None:
@@ -211,7 +182,14 @@ class AsyncRateLimiter(LimiterClient):
         """
         wait = not_before.wait(self._clock.time())
         if wait > 0:
+            if not is_known(not_before, self._store_id, self._throttled_at):
+                self._drop_permits()
             await self._change(partial(self._pause, wait, not_before))
+
+    def _drop_permits(self) -> None:
+        """Let no permit hold that was given before, as the limit is used up."""
+        self._drops += 1
+        self._permits = None
 
     def _change(self, change: Callable[[], T]) -> asyncio.Future[T]:
         """Start a change of the store that nothing cancels, and that may permit or forbid a request."""
@@ -320,29 +298,49 @@ class AsyncRateLimiter(LimiterClient):
 
     async def _get_permits(self, loop: asyncio.AbstractEventLoop) -> None:
         """Ask for a lease, and wait until it begins, or until it is worth asking again."""
-        asked_at, own_429s = loop.time(), self._own_429s
-        wanted = max(len(self._queue), int(self._demand * LEASE_SECONDS / _DEMAND_SECONDS))
+        asked_at, drops = loop.time(), self._drops
+        # A store that is slow now and then is not slow: a long lease would be used beside those of others.
+        lease_seconds = max(LEASE_SECONDS, LEASE_PER_ANSWER * min(self._took)) if self._is_timed else LEASE_SECONDS
+        wanted = max(len(self._queue), int(self._demand * lease_seconds / _DEMAND_SECONDS))
         # Nor is it asked for more permits than there is room for.
         count = max(min(wanted, MAX_IN_FLIGHT - self._in_flight), 1)
         # What a poll waited for room was not the rate's doing, and must not raise it.
         overdue, urgent = min(self._queue.overdue(asked_at), asked_at - self._room_since), self._queue.urgent(asked_at)
-        answer, self._block, _ = await self._in_thread(partial(self._ask, "poll", count, overdue, urgent))
+        ask = partial(self._ask, "poll", count, overdue, urgent, lease_seconds=lease_seconds)
+        answer, self._block, _ = await self._in_thread(ask)
+        usual = self._time_answer(loop.time() - asked_at)
         if not isinstance(answer, Lease):
             self._not_before = loop.time() + answer
             await self._wait(min(answer, CHECK_INTERVAL))
             return
         self._not_before = starts_at = loop.time() + answer.delay
-        while self._queue and own_429s == self._own_429s and (left := starts_at - loop.time()) > _NO_WAIT:
-            await self._wait(left)
-        # The process may have been stopped meanwhile. Then the lease has run out.
-        holds = loop.time() - starts_at <= LEASE_SECONDS
-        if holds and self._queue and loop.time() - asked_at > UNCHECKED_WAIT:
+        # So early that the answer is there in time.
+        early = (usual or 0.0) if must_check(starts_at - asked_at, usual) else 0.0
+        holds = await self._wait_for_lease(starts_at - early, drops)
+        if holds and must_check(max(starts_at, loop.time()) - asked_at, usual):
             holds = await self._in_thread(partial(self._still_permits, answer.first))
-        if holds and self._queue and own_429s == self._own_429s:
-            # A probe is spaced by the block.
-            self._permits = _Permits(answer, loop.time(), -math.inf if answer.probe else self._latest_use)
+            holds = holds and await self._wait_for_lease(starts_at, drops)
+        due = now = loop.time()
+        if usual is not None and not self._came_late:
+            # An answer that came later than usual was perhaps given as early as usual.
+            due = min(now, asked_at + usual + answer.delay)
+        # A probe is spaced by the block.
+        permits = LeasedPermits(answer, due, -math.inf if answer.probe else self._latest_use)
+        # Not two after each other: polls must be sent also where answers come later each time.
+        self._came_late = holds and permits.have_run_out(now)
+        if holds and not self._came_late:
+            self._permits = permits
         else:
             await self._in_thread(partial(self._give_back, answer))
+
+    async def _wait_for_lease(self, at: float, drops: int) -> bool:
+        """Wait, and return whether a lease may be used then: no permit has been dropped since it was asked for."""
+        loop = asyncio.get_running_loop()
+        at = max(at, loop.time())
+        while self._queue and drops == self._drops and (left := at - loop.time()) > _NO_WAIT:
+            await self._wait(left)
+        # The process may have been stopped meanwhile. Then the lease has run out.
+        return bool(self._queue) and drops == self._drops and loop.time() - at <= LEASE_SECONDS
 
     async def _wait(self, seconds: float = math.inf) -> None:
         """Wait, or until a response may have changed when the next request is allowed, or has made room for it."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from dataclasses import replace
+from statistics import median
 
 from airflow_provider_whisul.api.connection import ConnectionSettings
 from airflow_provider_whisul.api.models import WhisulJob
@@ -14,15 +16,21 @@ from airflow_provider_whisul.rate_limit.backoff import NotBefore, throttled_unti
 from airflow_provider_whisul.rate_limit.block import Block
 from airflow_provider_whisul.rate_limit.durations import Durations
 from airflow_provider_whisul.rate_limit.limiter_store import Decide, LimiterStore, T
-from airflow_provider_whisul.rate_limit.rate_limiter import MAX_AHEAD, Kind, Lease, Permit, RateLimiter
+from airflow_provider_whisul.rate_limit.rate_limiter import LEASE_SECONDS, MAX_AHEAD, Kind, Lease, Permit, RateLimiter
 
 log = logging.getLogger(__name__)
 
 #: Seconds after which a waiting request asks again: another process may have found that the block is over.
 CHECK_INTERVAL = 1.0
 
-#: Seconds of waiting for a permit from which on it is checked again before its request is sent.
+#: Seconds of waiting for a permit, beside those that an answer of the store usually takes, from which on the permit is
+#: checked again before its request is sent.
 UNCHECKED_WAIT = 0.05
+
+#: Of how many answers the usual time is the median, at least and at most: those during which the process was stopped
+#: do not count.
+_MIN_TIMED_ANSWERS = 3
+_MAX_TIMED_ANSWERS = 5
 
 
 class LimiterClient:
@@ -55,6 +63,8 @@ class LimiterClient:
         self._store_id: int | None = None
         self._throttled_at: float | None = None
         self._new_durations: list[tuple[str, float]] = []
+        # How many seconds each of the latest answers took until it was there, also where that was the process's doing.
+        self._took: deque[float] = deque(maxlen=_MAX_TIMED_ANSWERS)
 
     def add_job(self, job: WhisulJob) -> None:
         """
@@ -111,6 +121,7 @@ class LimiterClient:
         urgent: bool = False,
         max_ahead: float = MAX_AHEAD,
         client: int | None = None,
+        lease_seconds: float = LEASE_SECONDS,
     ) -> tuple[Lease | float, Block, float]:
         """
         Return a lease, or after how many seconds to ask again.
@@ -120,11 +131,29 @@ class LimiterClient:
 
         def decide(limiter: RateLimiter, now: float) -> tuple[Lease | float, Block, float]:
             answer = limiter.acquire(
-                now, kind, count=count, overdue=overdue, urgent=urgent, max_ahead=max_ahead, client=client
+                now,
+                kind,
+                count=count,
+                lease_seconds=lease_seconds,
+                overdue=overdue,
+                urgent=urgent,
+                max_ahead=max_ahead,
+                client=client,
             )
             return answer, replace(limiter.block), max(limiter.next_allowed_at(now) - now, 0.0)
 
         return self._update(decide)
+
+    @property
+    def _is_timed(self) -> bool:
+        """Whether it is known how long an answer of the store usually takes."""
+        return len(self._took) >= _MIN_TIMED_ANSWERS
+
+    def _time_answer(self, seconds: float) -> float | None:
+        """Note how long an answer took, and return how much of that is usual; None where that is not known."""
+        usual = min(median(self._took), seconds) if self._is_timed else None
+        self._took.append(seconds)
+        return usual
 
     def _still_permits(self, request: int) -> bool:
         return self._update(lambda limiter, now: limiter.is_permitted(request))
@@ -135,14 +164,10 @@ class LimiterClient:
 
     def _pause(self, seconds: float, not_before: NotBefore) -> None:
         """Pause for a 429 that another process has met, unless the store knows of it already."""
-        met_at = not_before.throttled_at
 
         def decide(limiter: RateLimiter, now: float) -> None:
-            # A Redis that was restarted empty is given what a process has seen there last. The id is the same then, but
-            # a 429 that came later is lost.
-            knows = limiter.store_id == not_before.store_id and (met_at is None or limiter.block.throttled_at >= met_at)
             # By the clocks of two machines the block would become longer with each task that is told of it.
-            if not knows:
+            if not is_known(not_before, limiter.store_id, limiter.block.throttled_at):
                 limiter.pause(now, seconds)
 
         self._update(decide)
@@ -162,6 +187,33 @@ class LimiterClient:
 
     def _needs_report(self, permit: Permit, throttled: bool | None, asked_wait: float | None) -> bool:
         return bool(throttled) or permit.probe or asked_wait is not None
+
+
+def must_check(waited: float, usual: float | None) -> bool:
+    """
+    Return whether a permit is checked again before its request is sent: a block may have begun meanwhile.
+
+    The answer of a slow store is old when it comes. A second one would be as old, and take as long again.
+
+    :param waited: Seconds from the question to the request.
+    :param usual: How many of them the answer took, up to what is usual; None where that is not known.
+    """
+    return waited > UNCHECKED_WAIT + (usual or 0.0)
+
+
+def is_known(not_before: NotBefore, store_id: int | None, throttled_at: float | None) -> bool:
+    """
+    Return whether a store knows of the 429 that another process has met.
+
+    :param not_before: What that process tells of it.
+    :param store_id: The store's id; None where it is not known yet.
+    :param throttled_at: When the latest 429 came that the store knows of, by its clock; None for none.
+    """
+    if store_id is None or store_id != not_before.store_id:
+        return False
+    # A Redis that was restarted empty is given what a process has seen there last. The id is the same then, but a 429
+    # that came later is lost.
+    return not_before.throttled_at is None or (throttled_at is not None and throttled_at >= not_before.throttled_at)
 
 
 def refusal(not_before: float, now: float, block: Block) -> WhisulRateLimitError:

@@ -26,8 +26,10 @@ from airflow_provider_whisul.rate_limit.throttle import INITIAL_RATE, MAX_RATE, 
 #: What is sent: a submission, or a poll. Submissions go first.
 Kind = Literal["submission", "poll"]
 
-#: Seconds of requests that one lease permits at most. A block that another process meets is noticed after that time.
+#: Seconds of requests that one lease permits, at most that of a process whose store is slow. A block that another
+#: process meets is noticed after that time.
 LEASE_SECONDS = 0.2
+MAX_LEASE_SECONDS = 1.0
 
 #: Seconds by which the first request of a lease may be ahead. A process that would have to wait longer asks again. A
 #: poll whose turn has come while submissions are waiting may be one interval further ahead.
@@ -191,7 +193,7 @@ class RateLimiter:
 
     def _notice_reset_clock(self, now: float) -> None:
         """Count times that lie too far ahead as now, for good: a clock that was put back delays nothing again."""
-        latest = now + MAX_AHEAD + max(LEASE_SECONDS, 1 / self.throttle.rate)
+        latest = now + MAX_AHEAD + max(MAX_LEASE_SECONDS, 1 / self.throttle.rate)
         if self.throttle.last_request_at > latest:
             self.throttle.last_request_at = now
         self.last_poll_at = min(self.last_poll_at, self.throttle.last_request_at)
@@ -205,6 +207,7 @@ class RateLimiter:
         kind: Kind,
         *,
         count: int = 1,
+        lease_seconds: float = LEASE_SECONDS,
         overdue: float = 0.0,
         urgent: bool = False,
         max_ahead: float = MAX_AHEAD,
@@ -216,6 +219,7 @@ class RateLimiter:
         :param now: The time.
         :param kind: What is to be sent.
         :param count: How many requests are wanted at most.
+        :param lease_seconds: Seconds of requests that are wanted at most, up to :data:`MAX_LEASE_SECONDS`.
         :param overdue: Seconds that requests have been overdue: the delay of the oldest one or, on a worker, the time
             for which it has sent requests without a break.
         :param urgent: Whether a job has waited too long for its poll.
@@ -227,7 +231,7 @@ class RateLimiter:
         if kind == "submission" and self.submissions_until - now < SUBMISSIONS_PRESS_FOR - PRESSING_NOTED_FOR:
             self.submissions_until = now + SUBMISSIONS_PRESS_FOR
         starts_at = max(self.next_allowed_at(now), now)
-        ahead, lease_seconds = min(max_ahead, MAX_AHEAD), LEASE_SECONDS
+        ahead, lease_seconds = min(max_ahead, MAX_AHEAD), min(lease_seconds, MAX_LEASE_SECONDS)
         if kind == "poll" and now < self.submissions_press_until:
             # Late polls would drive the rate into a block, in which no song is submitted.
             overdue, lease_seconds = -math.inf, LEAST_WAIT

@@ -11,7 +11,7 @@ from airflow_provider_whisul import metrics
 from airflow_provider_whisul.api.connection import ConnectionSettings
 from airflow_provider_whisul.api.models import WhisulJob
 from airflow_provider_whisul.clock import SYSTEM_CLOCK, Clock
-from airflow_provider_whisul.rate_limit.limiter_client import CHECK_INTERVAL, UNCHECKED_WAIT, LimiterClient, refusal
+from airflow_provider_whisul.rate_limit.limiter_client import CHECK_INTERVAL, LimiterClient, must_check, refusal
 from airflow_provider_whisul.rate_limit.limiter_store import LimiterStore
 from airflow_provider_whisul.rate_limit.poll_queue import WaitingPoll
 from airflow_provider_whisul.rate_limit.rate_limiter import LEASE_SECONDS, Kind, Lease, Permit
@@ -54,6 +54,7 @@ class WorkerRateLimiter(LimiterClient):
             client = self._client if kind == "submission" else None
             answer, block, free_in = self._ask(kind, 1, now - self._busy_since, urgent, left, client)
             answered_at = self._clock.monotonic()
+            usual = self._time_answer(answered_at - now)
             if isinstance(answer, Lease):
                 wait = answer.delay
             else:
@@ -68,7 +69,7 @@ class WorkerRateLimiter(LimiterClient):
                 has_waited = True
                 self._clock.sleep(wait)
             if isinstance(answer, Lease):
-                if self._holds(answer, now, answered_at):
+                if self._holds(answer, now, answered_at, usual):
                     break
                 self._give_back(answer)
             now = self._clock.monotonic()
@@ -117,10 +118,10 @@ class WorkerRateLimiter(LimiterClient):
         """What tells it apart from all others that wait to submit: its threads, and it in a process that was forked."""
         return hash((self._number, os.getpid(), get_ident())) & 0xFFFFFFFF
 
-    def _holds(self, lease: Lease, asked_at: float, given_at: float) -> bool:
+    def _holds(self, lease: Lease, asked_at: float, given_at: float, usual: float | None) -> bool:
         """Return whether a lease still holds whose start has been waited for."""
         now = self._clock.monotonic()
         # The process may have been stopped meanwhile. Then the permit has run out.
         if now - given_at > lease.delay + LEASE_SECONDS:
             return False
-        return now - asked_at <= UNCHECKED_WAIT or self._still_permits(lease.first)
+        return not must_check(now - asked_at, usual) or self._still_permits(lease.first)

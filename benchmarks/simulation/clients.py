@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from airflow_provider_whisul.rate_limit.async_rate_limiter import _DEMAND_SECONDS as DEMAND_SECONDS
-from airflow_provider_whisul.rate_limit.async_rate_limiter import _Permits as Permits
 from airflow_provider_whisul.rate_limit.backoff import MAX_WORKER_ATTEMPTS, MAX_WORKER_WAIT
+from airflow_provider_whisul.rate_limit.leased_permits import LeasedPermits
 from airflow_provider_whisul.rate_limit.limiter_client import CHECK_INTERVAL, UNCHECKED_WAIT
 from airflow_provider_whisul.rate_limit.poll_queue import PollQueue, WaitingPoll
 from airflow_provider_whisul.rate_limit.rate_limiter import LEASE_SECONDS, Lease, Permit, RateLimiter
@@ -108,7 +108,7 @@ class Triggerer:
         # The lease that has been given, once it has begun its permits, and when it begins.
         self._lease: Lease | None = None
         self._asked_at = self._starts_at = 0.0
-        self._permits: Permits | None = None
+        self._permits: LeasedPermits | None = None
         # Of the permits before those.
         self._latest_use = -math.inf
         self._demand, self._demand_at = 0.0, -math.inf
@@ -155,7 +155,7 @@ class Triggerer:
             else:
                 lease, self._lease = self._lease, None
                 if now - self._asked_at <= UNCHECKED_WAIT or limiter.is_permitted(lease.first):
-                    self._permits = Permits(lease, now, self._latest_use)
+                    self._permits = LeasedPermits(lease, now, self._latest_use)
 
     def _ask(self) -> float:
         """Ask for a lease, and return the seconds after which to ask again, 0 where there is one."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import selectors
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from airflow_provider_whisul.clock import Clock
@@ -71,6 +74,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self.virtual = _Selector()
+        # How many functions each executor has that have not ended.
+        self._functions: Counter[Any] = Counter()
         super().__init__(self.virtual)
 
     def time(self) -> float:
@@ -82,9 +87,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return NOON + self.virtual.elapsed
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
-        self.virtual.threads += 1
+        # One that waits for its executor's only thread does not run: the thread may be waiting for the loop's time.
+        threads = getattr(executor, "_max_workers", math.inf)
+        self.virtual.threads += self._functions[executor] < threads
+        self._functions[executor] += 1
         future = super().run_in_executor(executor, func, *args)
-        future.add_done_callback(self._thread_done)
+        future.add_done_callback(partial(self._function_ended, executor, threads))
         return future
 
     async def shutdown_default_executor(self, *args: Any) -> None:
@@ -93,8 +101,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         await super().shutdown_default_executor(*args)
         self.virtual.threads -= 1
 
-    def _thread_done(self, future: Future[Any] | asyncio.Future[Any]) -> None:
-        self.virtual.threads -= 1
+    def _function_ended(self, executor: Any, threads: float, _: Future[Any] | asyncio.Future[Any]) -> None:
+        self._functions[executor] -= 1
+        self.virtual.threads -= self._functions[executor] < threads
 
 
 class LoopTime(FakeClock):
