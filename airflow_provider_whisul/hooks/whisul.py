@@ -148,8 +148,8 @@ class WhisulHook(BaseHook):
         :param before_wait: Called before each wait of more than 0.1 s. What it raises stops the submission.
         :param on_refused: Called where the request that ``before_send`` was called for has certainly made no job.
             ``before_send`` is called anew then before it is sent again. What it raises is logged.
-        :param submission: What the submission is called, so that it is made once: where the ledger has a job of this
-            submission and prompt, that job is returned, and nothing is sent. None for a submission of its own.
+        :param submission: What the submission is called, so that it is made once: where the ledger of the API key has a
+            job of this submission and prompt, that job is returned, and nothing is sent. None for one of its own.
         :return: The job's id.
         :raises WhisulInvalidInputError: The prompt is empty or no string, or Whisul refused it (400, 413, 422, 451).
         :raises WhisulUnauthorizedError: The key is not accepted (401 or 403, with JSON).
@@ -185,7 +185,7 @@ class WhisulHook(BaseHook):
 
     def find_submission(self, submission: SubmissionId, prompt: str, *, since: float) -> Entry | None:
         """
-        Return what the ledger knows of an earlier submission.
+        Return what the ledger knows of an earlier submission, whichever key it was made with.
 
         Where another try is in the middle of it, its response is waited for.
 

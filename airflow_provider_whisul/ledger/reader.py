@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,8 @@ from airflow_provider_whisul.ledger.account_ledger import AccountLedger
 from airflow_provider_whisul.ledger.entries import Entry, Outcome, dag_of_submission, outcome_of
 from airflow_provider_whisul.state.retention import LEDGER
 from airflow_provider_whisul.storage.documents import DocumentFolder
+
+_ACCOUNT = re.compile(r"[0-9a-f]{16}")
 
 #: Files that are read at a time: each takes an object store tens of milliseconds.
 _READERS = 16
@@ -39,7 +42,7 @@ def all_ledgers(folder: DocumentFolder) -> list[AccountLedger]:
     :param folder: The state folder.
     :raises WhisulStateError: It cannot be read.
     """
-    return [AccountLedger(folder, account) for account in sorted(folder.names(LEDGER))]
+    return [AccountLedger(folder, account) for account in sorted(filter(_ACCOUNT.fullmatch, folder.names(LEDGER)))]
 
 
 def read_ledgers(ledgers: Sequence[AccountLedger], since: str, until: str) -> LedgerContent:

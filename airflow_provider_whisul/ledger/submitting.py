@@ -31,6 +31,7 @@ from airflow_provider_whisul.exceptions import (
 from airflow_provider_whisul.ledger.account_ledger import AccountLedger, day_of
 from airflow_provider_whisul.ledger.ceiling import DayCeiling
 from airflow_provider_whisul.ledger.entries import Entry, submission_file
+from airflow_provider_whisul.ledger.reader import all_ledgers
 from airflow_provider_whisul.ledger.submission_id import SubmissionId, current_task
 from airflow_provider_whisul.rate_limit.limiter_store import LimiterStore
 from airflow_provider_whisul.rate_limit.rate_limiter import Permit
@@ -259,7 +260,8 @@ class Submitting:
 
     def find(self, settings: ConnectionSettings, since: float) -> Entry | None:
         """
-        Return the entry that an earlier try has made of this submission, once its response is there or is lost.
+        Return the entry that an earlier try has made of this submission, with whichever key, once its response is there
+        or is lost.
 
         :param settings: The connection's settings.
         :param since: When it was about to be made, in Unix seconds.
@@ -269,8 +271,10 @@ class Submitting:
         if ledger is None:
             return None
         # The entry is made before the record that says when, perhaps at the end of the day before.
-        first = day_of(since - _DAY_SECONDS)
-        return self._await(ledger, [day for day in ledger.days() if day >= first], settings.timeout)
+        first, entry = day_of(since - _DAY_SECONDS), None
+        for each in sorted(all_ledgers(ledger.folder), key=lambda other: other.account != ledger.account):
+            entry = entry or self._await(each, [day for day in each.days() if day >= first], settings.timeout)
+        return entry
 
     def _permit(self, rate_limiter: WorkerRateLimiter, give_up_at: float) -> Permit:
         """Wait for a permit."""

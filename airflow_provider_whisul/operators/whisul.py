@@ -238,7 +238,7 @@ class WhisulGenerateOperator(LineageMixin, WhisulDeferrableMixin, BaseOperator):
         if not record or not submission:
             return None
         # Only Whisul can tell whether another key is of another account, or the account's new one.
-        other_account = state.is_of_another_account(record) and record.submission is not None
+        other_account = state.is_of_another_account(record)
         if other_account:
             self.log.warning(
                 "An earlier try got %s with another API key, or from another host, than Airflow connection %r has now. "
@@ -260,8 +260,11 @@ class WhisulGenerateOperator(LineageMixin, WhisulDeferrableMixin, BaseOperator):
             return None
         if isinstance(result, WhisulError) and not result.transient:
             raise result
-        if other_account and isinstance(result, WhisulJob):
-            state.record_found_job(record, submission.job_id, delivered=record.status == "delivered")
+        # Only now that the task has what it is asked for: one that fails here and is cleared must find the job again.
+        delivered = record.status == "delivered" or not self.wait_for_completion
+        account = self.account() if isinstance(result, WhisulJob) else record.account
+        if (account, delivered) != (record.account, record.status == "delivered"):
+            state.record_found_job(record, submission.job_id, account=account, delivered=delivered)
         found = f"It is {result.status}." if isinstance(result, WhisulJob) else str(result)
         self.log.info("Re-attaching to an earlier try's %s; nothing is submitted. %s", submission, found)
         return submission, result
@@ -277,7 +280,7 @@ class WhisulGenerateOperator(LineageMixin, WhisulDeferrableMixin, BaseOperator):
         if entry.job_id is None:
             return None
         self.log.info("An earlier try ended before it had recorded its job. The ledger has it: job %s", entry.job_id)
-        return state.record_found_job(record, entry.job_id, delivered=not self.wait_for_completion)
+        return state.record_found_job(record, entry.job_id, account=record.account, delivered=False)
 
     def _submit(self, context: Context, state: SongState) -> Submission:
         self._check_ambiguous_submission(state)

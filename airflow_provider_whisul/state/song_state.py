@@ -280,20 +280,19 @@ class SongState:
             self._save_prompt(record.prompt_generation)
         self._save(replace(record, prompt_pieces=self._prompt_pieces))
 
-    def record_found_job(self, record: SongRecord, job_id: str, *, delivered: bool) -> Submission:
+    def record_found_job(self, record: SongRecord, job_id: str, *, account: str, delivered: bool) -> Submission:
         """
-        Record the job of an earlier try's submission, which was found with this try's account.
+        Record the job of an earlier try's submission.
 
         :param record: The record of the earlier try.
         :param job_id: The job's id.
+        :param account: The account that the job is known to be of.
         :param delivered: Whether the job is all that the task is asked for.
         :return: The job.
         """
         status: SongStatus = "delivered" if delivered else "running"
         # A delivery that counts as one of before the clear would ask for a new take in this try's retry.
-        self.earlier = replace(
-            record, account=self._account(), clear_count=self.clear_count, job_id=job_id, status=status
-        )
+        self.earlier = replace(record, account=account, clear_count=self.clear_count, job_id=job_id, status=status)
         self._save(self.earlier)
         return Submission(job_id, record.submitted_at)
 

@@ -15,6 +15,11 @@ def change_connection(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_WHISUL_DEFAULT", json.dumps({**connection, **fields}))
 
 
+def api_key() -> str:
+    """Return the API key of ``whisul_default``."""
+    return str(json.loads(os.environ["AIRFLOW_CONN_WHISUL_DEFAULT"])["password"])
+
+
 def set_extra(monkeypatch: pytest.MonkeyPatch, **extra: Any) -> None:
     """Add to the extra of ``whisul_default``."""
     connection = json.loads(os.environ["AIRFLOW_CONN_WHISUL_DEFAULT"])

@@ -396,6 +396,13 @@ class TestFindSubmission:
         job_id = hook.generate("a song", submission=SONG, before_send=record)
         assert job_of(hook.find_submission(SONG, "a song", since=recorded[0])) == job_id
 
+    def test_finds_nothing_beside_a_file_that_is_no_accounts_folder(
+        self, sandbox: Sandbox, hook: WhisulHook, state_path: Path
+    ) -> None:
+        hook.generate("a song")
+        (state_path / "ledger" / ".DS_Store").touch()
+        assert hook.find_submission(SONG, "a song", since=NOON) is None
+
     def test_waits_for_the_response_of_a_try_that_is_in_the_middle_of_it(
         self, sandbox: Sandbox, hook: WhisulHook, ledger: AccountLedger, clock: FakeClock
     ) -> None:

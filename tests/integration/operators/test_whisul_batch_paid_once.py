@@ -26,7 +26,7 @@ from airflow_provider_whisul.state.batch_head import BatchHead
 from airflow_provider_whisul.state.batch_state import BatchState
 from tests.integration.operators.batch_task import BatchTask, MakeBatch, Simulate, numbered_prompts
 from tests.support.airflow import Deferral, Killed, mortal_batch
-from tests.support.connection import change_connection, set_extra
+from tests.support.connection import api_key, change_connection, set_extra
 from tests.support.homes import Home, fail_before_set, store_of
 from tests.support.ledger import outcomes
 
@@ -212,6 +212,57 @@ class TestAnotherAccount:
         simulate(main)
         (line,) = [line for line in task_log() if "another API key, or to another host" in line]
         assert "has submitted 1 song" in line
+
+    @pytest.mark.parametrize("sent", [True, False])
+    def test_a_job_that_only_the_ledger_of_the_replaced_key_has_is_asked_for(
+        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch, task_log: Callable[[], list[str]], sent: bool
+    ) -> None:
+        async def main(make: MakeBatch) -> None:
+            batch = make(numbered_prompts(3))
+            await kill_at(batch, "song 1", sent=sent)
+            batch.sandbox.restore_key("the-new-key")
+            change_connection(monkeypatch, password="the-new-key")
+            assert {result["status"] for result in await batch.attempt()} == {"completed"}
+            assert batch.posts() == {"song 0": 1, "song 1": 1 if sent else 2, "song 2": 1}
+
+        simulate(main)
+        logged = task_log()
+        (line,) = [line for line in logged if "another API key, or to another host" in line]
+        assert f"has submitted {2 if sent else 1} song" in line
+        assert sum("may already have been paid for" in line for line in logged) == (not sent)
+
+    @pytest.mark.parametrize("then", ["the same", "another one", "the first one"])
+    def test_a_job_of_a_key_that_was_replaced_within_the_try_is_asked_for(
+        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch, then: str
+    ) -> None:
+        async def main(make: MakeBatch) -> None:
+            batch = make(numbered_prompts(3))
+            operator = batch.operator()
+            generate, first_key = operator.hook.generate, api_key()
+
+            def replace_key(key: str) -> None:
+                batch.sandbox.restore_key(key)
+                change_connection(monkeypatch, password=key)
+
+            with mortal_batch() as die:
+
+                def generate_and_die(text: str, **options: Any) -> str:
+                    if text == "song 1":
+                        replace_key("the-second-key")
+                    job_id = generate(text, **options)
+                    if text == "song 1":
+                        die()
+                    return job_id
+
+                operator.hook.generate = generate_and_die  # type: ignore[method-assign]
+                with pytest.raises(RuntimeError, match="killed"):
+                    await batch.attempt(operator)
+            keys = {"the same": "the-second-key", "another one": "the-third-key", "the first one": first_key}
+            replace_key(keys[then])
+            assert {result["status"] for result in await batch.attempt()} == {"completed"}
+            assert len(batch.sandbox.jobs) == 3
+
+        simulate(main)
 
 
 class TestTwoTriesAtOnce:

@@ -17,6 +17,7 @@ from airflow_provider_whisul.exceptions import (
     WhisulJobNotFoundError,
     WhisulStateError,
     WhisulStateUnreadableError,
+    WhisulUnauthorizedError,
 )
 from airflow_provider_whisul.ledger.submitting import Submitting
 from airflow_provider_whisul.operators.whisul import WhisulGenerateOperator
@@ -36,7 +37,7 @@ from tests.integration.operators.song_task import (
 )
 from tests.support.airflow import Killed, allow_tasks_in_threads
 from tests.support.clock import FakeClock
-from tests.support.connection import change_connection, set_extra
+from tests.support.connection import api_key, change_connection, set_extra
 from tests.support.homes import Home, fail_before_set, store_of
 from tests.support.ledger import outcomes
 
@@ -274,6 +275,60 @@ class TestAnotherAccount:
             assert job_of(song.attempt()) == job_id
         assert posts(sandbox) == 1
         assert sum("another API key" in line for line in task_log()) == 1
+
+    @MODES
+    @pytest.mark.parametrize("finds", ["the job", "the job after an outage", "no job"])
+    def test_a_job_that_only_the_ledger_of_the_replaced_key_has_is_asked_for(
+        self,
+        sandbox: Sandbox,
+        start_sandbox: Callable[..., Sandbox],
+        task: MakeTask,
+        monkeypatch: pytest.MonkeyPatch,
+        task_log: Callable[[], list[str]],
+        arguments: dict[str, Any],
+        finds: str,
+    ) -> None:
+        song = task(**arguments, prompt="a song [sandbox:get-500=1]" if "outage" in finds else "a song")
+        with pytest.raises(Killed):
+            song.attempt(killed_after(song, "generate"))
+        (job_id,) = sandbox.jobs
+        if finds == "no job":
+            other = start_sandbox(api_key="another-account-s-key")
+            assert job_of(song.attempt()) in other.jobs
+            assert posts(other) == 1
+        else:
+            sandbox.restore_key("the-new-key")
+            change_connection(monkeypatch, password="the-new-key")
+            for _ in range(2):
+                assert job_of(song.attempt()) == job_id
+        assert posts(sandbox) == 1
+        warnings = [line for line in task_log() if "another API key, or from another host" in line]
+        assert len(warnings) == (2 if "outage" in finds else 1)
+        assert job_id in warnings[0]
+
+    @MODES
+    @pytest.mark.parametrize("new_key", ["the-new-key", None], ids=["replaced", "mistyped"])
+    def test_a_job_of_the_ledger_that_could_not_be_asked_for_is_found_again_once_the_task_is_cleared(
+        self,
+        sandbox: Sandbox,
+        task: MakeTask,
+        monkeypatch: pytest.MonkeyPatch,
+        arguments: dict[str, Any],
+        new_key: str | None,
+    ) -> None:
+        song = task(**arguments)
+        with pytest.raises(Killed):
+            song.attempt(killed_after(song, "generate"))
+        (job_id,) = sandbox.jobs
+        right = new_key or api_key()
+        sandbox.restore_key(right)
+        change_connection(monkeypatch, password="a-key-with-a-typo")
+        with pytest.raises(WhisulUnauthorizedError):
+            song.attempt()
+        change_connection(monkeypatch, password=right)
+        song.clear()
+        assert job_of(song.attempt()) == job_id
+        assert posts(sandbox) == 1
 
 
 class TestTwoTriesAtOnce:
