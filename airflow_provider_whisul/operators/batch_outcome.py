@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from airflow_provider_whisul.api.connection import ConnectionSettings
+from airflow_provider_whisul.api.price import in_brackets
 from airflow_provider_whisul.exceptions import (
     WhisulAmbiguousSubmitError,
     WhisulAmbiguousSubmitFinalError,
@@ -20,7 +22,7 @@ from airflow_provider_whisul.polling import FIRST_POLL_MAX_WAIT
 from airflow_provider_whisul.state.batch_song import BatchResult
 from airflow_provider_whisul.state.batch_state import BatchState
 from airflow_provider_whisul.state.song_state import OnAmbiguousSubmit
-from airflow_provider_whisul.text import count, excerpt, quote, truncate_to_sentence
+from airflow_provider_whisul.text import count, excerpt, mask, quote, truncate_to_sentence
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -44,13 +46,15 @@ class BatchOutcome:
     :param on_ambiguous_submit: The operator's argument.
     :param retry_left: Whether Airflow tries the task again if it fails.
     :param max_submissions: The operator's argument.
+    :param settings: The connection's settings.
     """
 
     state: BatchState
     max_failures: float
     on_ambiguous_submit: OnAmbiguousSubmit
     retry_left: bool
-    max_submissions: int | None = None
+    max_submissions: int | None
+    settings: ConnectionSettings
 
     def error(self, failed: Sequence[BatchResult]) -> WhisulError | None:
         """
@@ -63,17 +67,27 @@ class BatchOutcome:
         # Within max_failures a song is given up only if it was tried, or cannot be tried again.
         if len(failed) <= allowed and not (unsubmitted and self._continues):
             return None
-        named = "; ".join(
-            f"{excerpt(result['prompt'])!r}: {truncate_to_sentence(quote(result['error'] or ''), _MAX_REASON)}"
-            for result in failed[:_MAX_NAMED]
-        )
+        named = "; ".join(self._named(result) for result in failed[:_MAX_NAMED])
         more = f" And {len(failed) - _MAX_NAMED} more, see the log." if len(failed) > _MAX_NAMED else ""
         share = f" ({count(allowed, 'song')})" if isinstance(self.max_failures, float) else ""
         limit = f", more than max_failures={self.max_failures}{share}" if len(failed) > allowed else ""
         cls = self._class(len(failed))
+        cost = "" if self._used_up else f" {self._submitted}."
         return cls(
-            f"{len(failed)} of {count(len(self.state.songs), 'song')} failed{limit}: {named}{more} {self._outlook(cls)}"
+            f"{len(failed)} of {count(len(self.state.songs), 'song')} failed{limit}: {named}{more}{cost} "
+            f"{self._outlook(cls)}"
         )
+
+    def _named(self, result: BatchResult) -> str:
+        reason = truncate_to_sentence(quote(result["error"] or ""), _MAX_REASON)
+        job = f" (job {result['job_id']})" if result["job_id"] and result["job_id"] not in reason else ""
+        return f"{excerpt(mask(result['prompt'], self.settings.api_key))!r}{job}: {reason}"
+
+    @property
+    def _submitted(self) -> str:
+        state, times = self.state, self.state.submitted
+        cost = in_brackets(self.settings.price_per_song, times)
+        return f"This task has submitted {count(times, 'time')} in {state.counted_tries}{cost}"
 
     @property
     def _continues(self) -> bool:
@@ -114,9 +128,8 @@ class BatchOutcome:
                 else ""
             )
             return (
-                f"{delivered}{waits} This task has submitted {count(self.state.submitted, 'time')} in all of its "
-                f"tries, and max_submissions={self.max_submissions} permits no more. Raise max_submissions, then clear "
-                "the task: it submits only the songs that failed."
+                f"{delivered}{waits} {self._submitted}, and max_submissions={self.max_submissions} permits no more. "
+                "Raise max_submissions, then clear the task: it submits only the songs that failed."
             )
         ambiguous = bool(self.state.with_status("submitting"))
         left_alone = ambiguous and self.on_ambiguous_submit == "fail" and self.retry_left

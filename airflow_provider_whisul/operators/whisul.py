@@ -11,11 +11,13 @@ from airflow.providers.common.compat.sdk import BaseOperator
 from airflow_provider_whisul.api.connection import DEFAULT_CONN_ID
 from airflow_provider_whisul.api.messages import generate_request
 from airflow_provider_whisul.api.models import PollResult, Song, WhisulJob
+from airflow_provider_whisul.api.price import format_price
 from airflow_provider_whisul.clock import utc
 from airflow_provider_whisul.exceptions import (
     WhisulAmbiguousSubmitError,
     WhisulAmbiguousSubmitFinalError,
     WhisulError,
+    WhisulInvalidInputError,
     WhisulJobFailedError,
     WhisulJobNotFoundError,
     WhisulStateError,
@@ -41,7 +43,7 @@ from airflow_provider_whisul.state.song_state import (
     SongState,
     Submission,
 )
-from airflow_provider_whisul.text import excerpt, storable, truncate
+from airflow_provider_whisul.text import excerpt, mask, storable, truncate
 from airflow_provider_whisul.tracks.cards import MAX_TEXT, pending_card, push_expected, push_failed_card, pushes_card
 from airflow_provider_whisul.tracks.submissions import push_submitted
 from airflow_provider_whisul.triggers.events import deferral_error
@@ -293,15 +295,26 @@ class WhisulGenerateOperator(LineageMixin, WhisulDeferrableMixin, BaseOperator):
                 on_refused=state.discard_intent,
                 submission=called,
             )
+        except WhisulInvalidInputError as error:
+            raise WhisulInvalidInputError(f"{error} {self._named}", http_status=error.http_status) from None
         except WhisulAmbiguousSubmitError as error:
             final = self.on_ambiguous_submit == "fail"
             cls = WhisulAmbiguousSubmitFinalError if final else WhisulAmbiguousSubmitError
-            raise cls(f"{error} {cls.outlook}", http_status=error.http_status) from None
+            raise cls(f"{error} {self._named}{self._price} {cls.outlook}", http_status=error.http_status) from None
         # The time of the response: before it, the rate limiter may have waited for minutes.
         submission = Submission(job_id, self.clock.time())
         # A task that does not wait has all that it is asked for.
         state.record_submission(submission, delivered=not self.wait_for_completion)
         return submission
+
+    @property
+    def _named(self) -> str:
+        return f'The prompt was "{excerpt(mask(self.prompt, self.hook.settings.api_key))}".'
+
+    @property
+    def _price(self) -> str:
+        price = format_price(self.hook.settings.price_per_song, 1)
+        return f" A song costs {price}." if price else ""
 
     def _check_ambiguous_submission(self, state: SongState) -> None:
         """Warn where an earlier try may have submitted the prompt without recording the job, or end the task."""
@@ -311,7 +324,7 @@ class WhisulGenerateOperator(LineageMixin, WhisulDeferrableMixin, BaseOperator):
         warning = (
             f"An earlier try began to submit this prompt at {utc(record.submitted_at)} and did not record which job it "
             "got. A song may already have been paid for, and the API cannot tell: look at your Whisul dashboard if in "
-            "doubt."
+            f"doubt. {self._named}{self._price}"
         )
         if self.on_ambiguous_submit == "fail" and not state.cleared_since(record):
             raise WhisulAmbiguousSubmitFinalError(f"{warning} {WhisulAmbiguousSubmitFinalError.outlook}")

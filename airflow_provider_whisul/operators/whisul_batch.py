@@ -360,19 +360,19 @@ class WhisulGenerateBatchOperator(PromptsFileMixin, LineageMixin, WhisulDeferrab
         finally:
             cards.push(ended=True)
         results = list(state.results())
-        self._lineage = lineage_of_jobs(
-            (result["job_id"], result["prompt"]) for result in results if result["job_id"] is not None
-        )
+        self._lineage = lineage_of_jobs((result["job_id"], result["prompt"]) for result in results if result["job_id"])
         failed = [result for result in results if result["status"] == "failed"]
+        settings = self.hook.settings
         self.log.info(
-            "%d of %s delivered, %d failed; submitted %s in all tries",
+            "%d of %s delivered, %d failed; submitted %s in %s",
             len(results) - len(failed),
             count(len(results), "song"),
             len(failed),
-            count_songs(state.submitted, self.hook.settings.price_per_song),
+            count_songs(state.submitted, settings.price_per_song),
+            state.counted_tries,
         )
         outcome = BatchOutcome(
-            state, self.max_failures, self.on_ambiguous_submit, retry_left(context), self.max_submissions
+            state, self.max_failures, self.on_ambiguous_submit, retry_left(context), self.max_submissions, settings
         )
         ended = outcome.error(failed)
         # A failed song that the user allows for is no error of the task.

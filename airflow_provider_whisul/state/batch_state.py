@@ -156,8 +156,13 @@ class BatchState:
 
     @property
     def submitted(self) -> int:
-        """How many submissions the task has made in all of its tries."""
+        """How many submissions the task has made in its :attr:`counted_tries`."""
         return self.dropped + sum(song.number for song in self.songs)
+
+    @property
+    def counted_tries(self) -> str:
+        """Which tries' submissions are counted, in words."""
+        return "all of its tries" if self.durable else "this try"
 
     @property
     def submitted_before(self) -> bool:

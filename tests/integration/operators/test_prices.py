@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ from airflow_provider_whisul.sandbox import Sandbox
 from tests.integration.operators.batch_task import MakeBatch, Simulate
 from tests.support.airflow import AirflowTask, TaskContext, TaskStore
 from tests.support.clock import FakeClock
+from tests.support.connection import api_key
 
 Log = Callable[[], list[str]]
 SetPrice = Callable[[object], None]
@@ -111,11 +113,39 @@ def test_a_submission_whose_response_was_lost_counts_since_it_may_be_paid_for(
     assert submitted(task.context) == ["whisul_submitted_1_0.08_USD"]
 
 
+@pytest.mark.parametrize("price", ["0.08 USD", None])
+def test_the_errors_of_a_submission_whose_response_was_lost_name_the_prompt_and_what_it_may_have_cost(
+    sandbox: Sandbox, clock: FakeClock, set_price: SetPrice, price: str | None
+) -> None:
+    set_price(price)
+    task = SongTask(clock, prompt="a song [sandbox:post-drop=1]", on_ambiguous_submit="fail")
+    named = 'The prompt was "a song [sandbox:post-drop=1]". ' + ("A song costs 0.08 USD. " if price else "")
+    for said in ("may have been paid for", "An earlier try began to submit this prompt"):
+        with pytest.raises(WhisulAmbiguousSubmitError, match=said) as caught:
+            task.attempt()
+        assert f"{named}{caught.value.outlook}" in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", ["nonsense", "post-drop=1"])
+@pytest.mark.parametrize("before", [0, 45])
+def test_an_error_that_names_a_prompt_shows_no_part_of_a_key_in_it(
+    sandbox: Sandbox, clock: FakeClock, fault: str, before: int
+) -> None:
+    key = api_key()
+    task = SongTask(clock, prompt=f"{'x' * before} {key} [sandbox:{fault}]", on_ambiguous_submit="fail")
+    for _ in range(2):
+        with pytest.raises(WhisulError, match="The prompt was") as caught:
+            task.attempt()
+        assert key[:6] not in str(caught.value)
+
+
 def test_a_prompt_that_is_refused_costs_nothing(sandbox: Sandbox, clock: FakeClock, set_price: SetPrice) -> None:
     set_price("0.08 USD")
     task = SongTask(clock, prompt="a song [sandbox:nonsense]")
-    with pytest.raises(WhisulInvalidInputError):
+    with pytest.raises(WhisulInvalidInputError, match=r'The prompt was "a song \[sandbox:nonsense\]"\.$') as caught:
         task.attempt()
+    assert caught.value.http_status == 400
+    assert "USD" not in str(caught.value)
     assert submitted(task.context) == []
 
 
@@ -148,7 +178,7 @@ def test_the_log_of_a_batch_says_what_its_songs_cost_and_what_all_tries_came_to(
         assert any(" Submitted 3 songs (0.24 USD)" in f" {line}" for line in lines)
         assert any(" Submitted 1 song (0.08 USD)" in f" {line}" for line in lines)
         (closing,) = [line for line in lines if "delivered, 0 failed" in line and "submitted" in line]
-        assert "3 of 3 songs delivered, 0 failed; submitted 4 songs (0.32 USD) in all tries" in closing
+        assert "3 of 3 songs delivered, 0 failed; submitted 4 songs (0.32 USD) in all of its tries" in closing
 
     simulate(main)
 
@@ -166,7 +196,27 @@ def test_a_batch_does_not_count_what_was_refused_and_counts_what_earlier_tries_h
         lines = task_log()
         assert any("Submitted 2 songs (2 credits)" in line for line in lines)
         assert any("Submitted 1 song (1 credit)" in line for line in lines)
-        assert any("submitted 3 songs (3 credits) in all tries" in line for line in lines)
+        assert any("submitted 3 songs (3 credits) in all of its tries" in line for line in lines)
+
+    simulate(main)
+
+
+@pytest.mark.parametrize("words", ["", " and a prompt of so many words that the reason is truncated"])
+def test_the_error_of_a_batch_says_what_all_tries_have_cost_and_names_each_job_once(
+    simulate: Simulate, set_price: SetPrice, words: str
+) -> None:
+    async def main(make: MakeBatch) -> None:
+        set_price("0.08 USD")
+        batch = make(["one", "[sandbox:fail]" + words, "three [sandbox:nonsense]"], attempts=1)
+        for tries in (1, 2):
+            with pytest.raises(WhisulJobFailedError) as caught:
+                await batch.attempt()
+            times = "2 times in all of its tries (0.16 USD)" if tries == 1 else "3 times in all of its tries (0.24 USD)"
+            assert f"This task has submitted {times}." in str(caught.value)
+            job_id = list(batch.sandbox.jobs)[-1]
+            assert str(caught.value).count(job_id) == 1
+            assert re.search(rf"'\[sandbox:fail\][^;]*{job_id}", str(caught.value))
+            assert "'three [sandbox:nonsense]': Whisul refused the prompt: " in str(caught.value)
 
     simulate(main)
 
