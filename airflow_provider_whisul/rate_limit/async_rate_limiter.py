@@ -299,7 +299,7 @@ class AsyncRateLimiter(LimiterClient):
     async def _get_permits(self, loop: asyncio.AbstractEventLoop) -> None:
         """Ask for a lease, and wait until it begins, or until it is worth asking again."""
         asked_at, drops = loop.time(), self._drops
-        # A store that is slow now and then is not slow: a long lease would be used beside those of others.
+        # By the fastest of the latest answers: a late answer with a long lease would add to the permits of others.
         lease_seconds = max(LEASE_SECONDS, LEASE_PER_ANSWER * min(self._took)) if self._is_timed else LEASE_SECONDS
         wanted = max(len(self._queue), int(self._demand * lease_seconds / _DEMAND_SECONDS))
         # Nor is it asked for more permits than there is room for.
@@ -314,7 +314,7 @@ class AsyncRateLimiter(LimiterClient):
             await self._wait(min(answer, CHECK_INTERVAL))
             return
         self._not_before = starts_at = loop.time() + answer.delay
-        # So early that the answer is there in time.
+        # The check begins so early that its answer is there when the lease begins.
         early = (usual or 0.0) if must_check(starts_at - asked_at, usual) else 0.0
         holds = await self._wait_for_lease(starts_at - early, drops)
         if holds and must_check(max(starts_at, loop.time()) - asked_at, usual):
@@ -322,11 +322,11 @@ class AsyncRateLimiter(LimiterClient):
             holds = holds and await self._wait_for_lease(starts_at, drops)
         due = now = loop.time()
         if usual is not None and not self._came_late:
-            # An answer that came later than usual was perhaps given as early as usual.
+            # The store may have given the lease as early as usual, although its answer came later.
             due = min(now, asked_at + usual + answer.delay)
         # A probe is spaced by the block.
         permits = LeasedPermits(answer, due, -math.inf if answer.probe else self._latest_use)
-        # Not two after each other: polls must be sent also where answers come later each time.
+        # No second lease in a row is given back for that: polls must be sent also where each answer is later.
         self._came_late = holds and permits.have_run_out(now)
         if holds and not self._came_late:
             self._permits = permits

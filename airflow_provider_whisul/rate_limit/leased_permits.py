@@ -21,7 +21,7 @@ class LeasedPermits:
 
     def __init__(self, lease: Lease, due: float, latest_use: float) -> None:
         self._lease = lease
-        # At a low rate another process may have the next permit, and one that is thrown away is missed.
+        # Half an interval at a low rate: a permit that is thrown away is missed there, as others may have the next one.
         self._ends_at = due + (lease.count - 1) * lease.interval + max(LEASE_SECONDS, lease.interval / 2)
         self._used = 0
         self.latest_use = self._use_before = latest_use
@@ -46,7 +46,7 @@ class LeasedPermits:
 
     def have_run_out(self, now: float) -> bool:
         """
-        Return whether permits that are not used must not be any more.
+        Return whether it is too late to use the permits that are left.
 
         :param now: The time.
         """
